@@ -1,0 +1,234 @@
+//! The agenda: all work of a run in its order, as a pure function of the run spec.
+//!
+//! Owns which microbatch belongs to which inner step, where the borders are, and how old weights may be. Knows nothing of
+//! peers or of what is already done.
+
+use crate::ids::{InnerStep, MicrobatchId, Split};
+use crate::spec::{RunSpec, Schedule};
+use core::ops::Range;
+
+/// The work of a run. Step `s` starts at border `s`: first its evaluation, if any, then its training microbatches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agenda {
+    steps: u64,
+    microbatches_per_step: u64,
+    evaluation_every: u64,
+    evaluation_microbatches: u64,
+    checkpoint_every: u64,
+    staleness_max: u64,
+}
+
+/// A place in the order of the agenda: earlier work sorts first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Order {
+    step: InnerStep,
+    microbatch: MicrobatchId,
+}
+
+impl Order {
+    /// Returns the microbatch at this place.
+    pub fn microbatch(self) -> MicrobatchId {
+        self.microbatch
+    }
+}
+
+impl Agenda {
+    /// Derives the agenda of a run.
+    pub fn new(spec: &RunSpec) -> Self {
+        let staleness_max = match spec.pipeline.schedule {
+            Schedule::Flush => 0,
+            Schedule::Async { staleness_max } => u64::from(staleness_max),
+        };
+        Self {
+            steps: spec.training.steps,
+            microbatches_per_step: u64::from(spec.pipeline.microbatches_per_step),
+            evaluation_every: spec.evaluation.every,
+            evaluation_microbatches: u64::from(spec.evaluation.microbatches),
+            checkpoint_every: spec.checkpoint.every,
+            staleness_max,
+        }
+    }
+
+    /// Returns the number of inner steps.
+    pub fn steps(&self) -> InnerStep {
+        InnerStep(self.steps)
+    }
+
+    /// Returns the training microbatches of one inner step.
+    pub fn microbatches_per_step(&self) -> u64 {
+        self.microbatches_per_step
+    }
+
+    /// Returns the training microbatches of the whole run.
+    pub fn train_microbatches(&self) -> u64 {
+        self.steps.saturating_mul(self.microbatches_per_step)
+    }
+
+    /// Returns the training indices of a step.
+    pub fn training_of(&self, step: InnerStep) -> Range<u64> {
+        let first = step.0.min(self.steps) * self.microbatches_per_step;
+        first..(first + self.microbatches_per_step).min(self.train_microbatches())
+    }
+
+    /// Returns the held-out indices that are evaluated with the weights of a border; empty where none are.
+    pub fn evaluation_at(&self, border: InnerStep) -> Range<u64> {
+        let ends = border.0 == self.steps;
+        let periodic = self.evaluation_every > 0 && border.0.is_multiple_of(self.evaluation_every);
+        if border.0 == 0 || !(ends || periodic) || border.0 > self.steps {
+            return 0..0;
+        }
+        let ordinal = match border.0.checked_div(self.evaluation_every) {
+            Some(whole) if periodic => whole - 1,
+            Some(whole) => whole,
+            None => 0,
+        };
+        ordinal * self.evaluation_microbatches..(ordinal + 1) * self.evaluation_microbatches
+    }
+
+    /// Returns how many held-out microbatches belong to borders before this one.
+    pub fn evaluated_before(&self, border: InnerStep) -> u64 {
+        let borders = match border.0.checked_sub(1) {
+            Some(last) => last.checked_div(self.evaluation_every).unwrap_or(0),
+            None => 0,
+        };
+        borders * self.evaluation_microbatches
+    }
+
+    /// Returns whether the state is saved at a border.
+    pub fn saves_at(&self, border: InnerStep) -> bool {
+        let periodic = self.checkpoint_every > 0 && border.0.is_multiple_of(self.checkpoint_every);
+        border.0 > 0 && border.0 <= self.steps && (periodic || border.0 == self.steps)
+    }
+
+    /// Returns the step a microbatch belongs to; for a held-out one, the border whose weights it measures. `None` when
+    /// the agenda does not hold it.
+    pub fn step_of(&self, microbatch: MicrobatchId) -> Option<InnerStep> {
+        match microbatch.split {
+            Split::Train => {
+                let step = InnerStep(microbatch.index.checked_div(self.microbatches_per_step)?);
+                (step.0 < self.steps).then_some(step)
+            }
+            Split::HeldOut => {
+                let ordinal = microbatch.index.checked_div(self.evaluation_microbatches)?;
+                let border = match self.evaluation_every {
+                    0 => self.steps,
+                    every => ordinal.checked_add(1)?.saturating_mul(every).min(self.steps),
+                };
+                let border = InnerStep(border);
+                self.evaluation_at(border).contains(&microbatch.index).then_some(border)
+            }
+        }
+    }
+
+    /// Returns where a microbatch stands in the order of the agenda; `None` when the agenda does not hold it.
+    pub fn order(&self, microbatch: MicrobatchId) -> Option<Order> {
+        Some(Order { step: self.step_of(microbatch)?, microbatch })
+    }
+
+    /// Returns which microbatch of the data set a microbatch of the run reads: every evaluation reads the same.
+    pub fn data_index(&self, microbatch: MicrobatchId) -> u64 {
+        match microbatch.split {
+            Split::Train => microbatch.index,
+            Split::HeldOut => microbatch.index.checked_rem(self.evaluation_microbatches).unwrap_or(0),
+        }
+    }
+
+    /// Returns how many optimizer steps a stage must have taken before it may run the forward of a microbatch.
+    ///
+    /// At most `staleness_max` behind the microbatch's own step, and never across a border: there everything drains, so
+    /// that what is evaluated or saved is one consistent set of weights.
+    pub fn version_needed(&self, microbatch: MicrobatchId) -> Option<u64> {
+        let step = self.step_of(microbatch)?.0;
+        Some(match microbatch.split {
+            Split::HeldOut => step,
+            Split::Train => step.saturating_sub(self.staleness_max).max(self.border_at_or_before(step)),
+        })
+    }
+
+    fn border_at_or_before(&self, step: u64) -> u64 {
+        let floor = |every: u64| step.checked_div(every).map_or(0, |n| n * every);
+        let evaluated = if self.evaluation_microbatches > 0 { floor(self.evaluation_every) } else { 0 };
+        evaluated.max(floor(self.checkpoint_every))
+    }
+
+    /// Walks the agenda from the start of a step.
+    pub fn from(self, start: InnerStep) -> impl Iterator<Item = MicrobatchId> {
+        (start.0..=self.steps).flat_map(move |step| {
+            let step = InnerStep(step);
+            let evaluation = self.evaluation_at(step).map(MicrobatchId::held_out);
+            evaluation.chain(self.training_of(step).map(MicrobatchId::train))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    fn agenda(every: u64, checkpoint_every: u64, staleness_max: u64) -> Agenda {
+        Agenda {
+            steps: 5,
+            microbatches_per_step: 3,
+            evaluation_every: every,
+            evaluation_microbatches: 2,
+            checkpoint_every,
+            staleness_max,
+        }
+    }
+
+    #[test]
+    fn every_microbatch_appears_once_and_in_the_order_of_its_step() {
+        for every in [0, 1, 2, 5, 7] {
+            let agenda = agenda(every, 0, 0);
+            let all: Vec<_> = agenda.from(InnerStep(0)).collect();
+            let orders: Vec<_> = all.iter().map(|m| agenda.order(*m).expect("on the agenda")).collect();
+            assert!(orders.is_sorted(), "every {every}");
+            assert_eq!(all.iter().filter(|m| m.split == Split::Train).count(), 15);
+            let held_out: Vec<_> =
+                all.iter().filter(|m| m.split == Split::HeldOut).map(|m| m.index).collect();
+            assert_eq!(held_out, (0..held_out.len() as u64).collect::<Vec<_>>(), "every {every}");
+            let borders = [1, 5, 3, 1, 0, 1][usize::min(every as usize, 5)] * 2;
+            assert_eq!(held_out.len(), borders, "every {every}");
+        }
+    }
+
+    #[test]
+    fn starting_later_skips_exactly_what_came_before() {
+        let agenda = agenda(2, 0, 0);
+        let all: Vec<_> = agenda.from(InnerStep(0)).collect();
+        let late: Vec<_> = agenda.from(InnerStep(4)).collect();
+        assert_eq!(all[all.len() - late.len()..], late[..]);
+        assert_eq!(late[0], MicrobatchId::held_out(agenda.evaluated_before(InnerStep(4))));
+    }
+
+    #[test]
+    fn what_is_not_on_the_agenda_has_no_step() {
+        let agenda = agenda(2, 0, 0);
+        assert_eq!(agenda.step_of(MicrobatchId::train(15)), None);
+        assert_eq!(agenda.step_of(MicrobatchId::held_out(6)), None);
+        assert_eq!(agenda.step_of(MicrobatchId::held_out(u64::MAX)), None);
+        assert_eq!(agenda.step_of(MicrobatchId::held_out(5)), Some(InnerStep(5)));
+    }
+
+    #[test]
+    fn no_forward_crosses_a_border_on_old_weights() {
+        let agenda = agenda(2, 3, 2);
+        let needed: Vec<_> = (0..5)
+            .map(|s| agenda.version_needed(MicrobatchId::train(s * 3)).expect("on the agenda"))
+            .collect();
+        assert_eq!(needed, [0, 0, 2, 3, 4]);
+        assert_eq!(agenda.version_needed(MicrobatchId::held_out(0)), Some(2));
+        assert!(
+            agenda.saves_at(InnerStep(3)) && agenda.saves_at(InnerStep(5)) && !agenda.saves_at(InnerStep(0))
+        );
+    }
+
+    #[test]
+    fn flush_needs_the_weights_of_its_own_step() {
+        let agenda = agenda(0, 0, 0);
+        for index in 0..15 {
+            assert_eq!(agenda.version_needed(MicrobatchId::train(index)), Some(index / 3));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Events: what a node did and saw, the only thing that dashboards, replays and benchmarks read.
+//!
+//! Owns the vocabulary of the event log. Knows nothing of files or of who reads it.
+
+use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, StageId};
+use crate::message::{Outcome, Refusal, StepReport};
+use crate::plan::Place;
+use crate::time::Span;
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Something that happened at one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// A peer asked for a place.
+    Joined {
+        /// Who.
+        peer: PeerId,
+        /// What its device is called.
+        device: String,
+        /// Its measured peak, FLOP/s.
+        peak_flops: u64,
+    },
+    /// A plan was made.
+    Planned {
+        /// Its number.
+        plan: PlanNumber,
+        /// Who holds what.
+        members: Vec<(PeerId, Place)>,
+    },
+    /// All members are ready; work begins.
+    Started {
+        /// At this step.
+        step: InnerStep,
+    },
+    /// Microbatches were leased.
+    Leased {
+        /// To whom.
+        peer: PeerId,
+        /// The first in the order of the agenda.
+        first: MicrobatchId,
+        /// How many.
+        count: u32,
+        /// Which try.
+        attempt: Attempt,
+    },
+    /// A lease ran out before its work was settled.
+    LeaseExpired {
+        /// The microbatch.
+        microbatch: MicrobatchId,
+        /// The try that ran out.
+        attempt: Attempt,
+    },
+    /// A computation ended.
+    Computed {
+        /// Which.
+        task: TaskKind,
+        /// On which microbatch, if on one.
+        microbatch: Option<MicrobatchId>,
+        /// How long it took.
+        took: Span,
+    },
+    /// Something arrived that was there already; it changes nothing.
+    Duplicate {
+        /// Of which microbatch.
+        microbatch: MicrobatchId,
+        /// From whom.
+        from: PeerId,
+    },
+    /// An inner step is complete at all stages.
+    Step(StepSummary),
+    /// The held-out loss at a border.
+    Evaluated {
+        /// The border.
+        step: InnerStep,
+        /// Mean cross-entropy, nats per token.
+        loss: f64,
+        /// Microbatches it is the mean of.
+        microbatches: u64,
+        /// Time for which no training microbatch was in flight because of it.
+        took: Span,
+    },
+    /// A worker's state is on disk.
+    Saved {
+        /// The step it continues from.
+        step: InnerStep,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// All stages are saved and the coordinator's state says so: the run can continue from here.
+    Durable {
+        /// The step it continues from.
+        step: InnerStep,
+        /// The longest time a stage stood still for it.
+        took: Span,
+    },
+    /// The sum of the ledger at the end.
+    Ledger {
+        /// Training microbatches of the plan since the start or the last resume.
+        planned: u64,
+        /// Credited for each stage.
+        credited: Vec<u64>,
+        /// Receipts for work that was credited already.
+        duplicates: u64,
+    },
+    /// Something a peer sent was refused.
+    Refused {
+        /// The sender.
+        peer: PeerId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Something below the messages was refused: bytes that are no message, a peer of another run.
+    Rejected {
+        /// The sender, if it proved a key.
+        peer: Option<PeerId>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// We were refused by a peer.
+    RefusedBy {
+        /// By whom.
+        peer: PeerId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// A connection is gone and could not be renewed.
+    PeerLost {
+        /// To whom.
+        peer: PeerId,
+        /// The stage it held, if it was a member.
+        stage: Option<StageId>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// The run stops at a border, on request.
+    Draining {
+        /// The border.
+        border: InnerStep,
+    },
+    /// The run is over for this node.
+    Finished {
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// A kind of computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TaskKind {
+    /// A stage's forward.
+    Forward,
+    /// A stage's backward.
+    Backward,
+    /// An optimizer step.
+    Step,
+    /// Writing a checkpoint.
+    Save,
+    /// Reading a checkpoint.
+    Load,
+}
+
+/// An inner step, over all stages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepSummary {
+    /// The step.
+    pub step: InnerStep,
+    /// Mean training cross-entropy, nats per token.
+    pub loss: f64,
+    /// Training tokens in it.
+    pub tokens: u64,
+    /// Time since the previous step was complete.
+    pub wall: Span,
+    /// Part of it that was not training: evaluation and checkpoints.
+    pub outside: Span,
+    /// What each member reports.
+    pub reports: Vec<(Place, StepReport)>,
+}

@@ -1,0 +1,67 @@
+//! A set of indices that fills up nearly in order: a watermark and what lies beyond it.
+//!
+//! Owns that one container. Its memory is what is out of order, not what is done.
+
+use alloc::collections::BTreeSet;
+
+/// A set of `u64` that holds everything below its watermark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexSet {
+    start: u64,
+    watermark: u64,
+    beyond: BTreeSet<u64>,
+}
+
+impl IndexSet {
+    /// Makes a set that holds everything below `start`, which `len` does not count.
+    pub fn starting_at(start: u64) -> Self {
+        Self { start, watermark: start, beyond: BTreeSet::new() }
+    }
+
+    /// Returns whether an index is in the set.
+    pub fn contains(&self, index: u64) -> bool {
+        index < self.watermark || self.beyond.contains(&index)
+    }
+
+    /// Adds an index; returns whether it is new.
+    pub fn insert(&mut self, index: u64) -> bool {
+        if self.contains(index) {
+            return false;
+        }
+        self.beyond.insert(index);
+        while self.beyond.remove(&self.watermark) {
+            self.watermark += 1;
+        }
+        true
+    }
+
+    /// Returns the lowest index that is not in the set.
+    pub fn watermark(&self) -> u64 {
+        self.watermark
+    }
+
+    /// Returns how many indices were added.
+    pub fn len(&self) -> u64 {
+        self.watermark - self.start + self.beyond.len() as u64
+    }
+
+    /// Returns whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watermark_follows_what_is_complete() {
+        let mut set = IndexSet::starting_at(10);
+        assert!(set.insert(12) && set.insert(11) && !set.insert(12) && !set.insert(3));
+        assert_eq!((set.watermark(), set.len()), (10, 2));
+        assert!(set.insert(10));
+        assert_eq!((set.watermark(), set.len(), set.beyond.len()), (13, 3, 0));
+        assert!(!set.is_empty() && set.contains(9) && !set.contains(13));
+    }
+}

@@ -1,0 +1,27 @@
+//! What peers say, decide and promise: no I/O, no clock, no tensors.
+//!
+//! Owns every decision of a run. Drivers feed a [`node::Node`] what happened and carry out what it answers.
+#![no_std]
+
+extern crate alloc;
+
+pub mod agenda;
+pub mod book;
+pub mod coordinator;
+pub mod event;
+pub mod handshake;
+pub mod ids;
+pub mod index_set;
+pub mod lease;
+pub mod ledger;
+pub mod message;
+pub mod node;
+pub mod pipeline;
+pub mod plan;
+pub mod port;
+pub mod receipt;
+pub mod route;
+pub mod spec;
+pub mod time;
+pub mod wire;
+pub mod worker;

@@ -1,0 +1,132 @@
+//! The plan: which peer holds which stage, computed by a pure function, numbered, and never changed.
+//!
+//! Owns the assignment of peers to stages. Knows nothing of microbatches, and measures nobody.
+
+use crate::ids::{PeerId, PlanNumber, ReplicaId, StageId};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// A peer's place in the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// The stage it holds.
+    pub stage: StageId,
+    /// Which of the stage's replicas it is.
+    pub replica: ReplicaId,
+}
+
+/// A peer with its place and where it can be dialled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Who.
+    pub peer: PeerId,
+    /// What it holds.
+    pub place: Place,
+    /// Its network address, opaque to the core.
+    pub address: Bytes,
+}
+
+/// Which peer holds which stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Its number; a later plan replaces an earlier one.
+    pub number: PlanNumber,
+    /// Who gives out work.
+    pub coordinator: PeerId,
+    /// The members in the order of their places.
+    pub members: Vec<Member>,
+}
+
+impl Plan {
+    /// Returns where a peer stands, if it is a member.
+    pub fn place_of(&self, peer: PeerId) -> Option<Place> {
+        self.members.iter().find(|m| m.peer == peer).map(|m| m.place)
+    }
+
+    /// Lists the replicas of a stage in replica order.
+    pub fn replicas(&self, stage: StageId) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(move |m| m.place.stage == stage)
+    }
+}
+
+/// A peer that asked to take part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who.
+    pub peer: PeerId,
+    /// Its network address, opaque to the core.
+    pub address: Bytes,
+    /// The stage it asks for, if it does.
+    pub stage: Option<StageId>,
+}
+
+/// Computes a plan once there are peers for every place, else `None`.
+///
+/// Those who ask for a stage are served first, in the order of `candidates`; the others fill what is left, the lowest
+/// replica of the lowest stage first. Surplus candidates stay out.
+pub fn place(
+    number: PlanNumber,
+    coordinator: PeerId,
+    stages: u16,
+    replicas: u16,
+    candidates: &[Candidate],
+) -> Option<Plan> {
+    let mut places: BTreeMap<Place, &Candidate> = BTreeMap::new();
+    let asking = candidates.iter().filter(|c| c.stage.is_some());
+    let rest = candidates.iter().filter(|c| c.stage.is_none());
+    for candidate in asking.chain(rest) {
+        let first = candidate.stage.map_or(0, |s| s.0);
+        let last = candidate.stage.map_or(stages, |s| s.0.saturating_add(1)).min(stages);
+        let free = (0..replicas)
+            .flat_map(|replica| (first..last).map(move |stage| (stage, replica)))
+            .map(|(stage, replica)| Place { stage: StageId(stage), replica: ReplicaId(replica) })
+            .find(|place| !places.contains_key(place));
+        if let Some(free) = free {
+            places.insert(free, candidate);
+        }
+    }
+    if places.len() < usize::from(stages) * usize::from(replicas) {
+        return None;
+    }
+    let members = places
+        .into_iter()
+        .map(|(place, c)| Member { peer: c.peer, place, address: c.address.clone() })
+        .collect();
+    Some(Plan { number, coordinator, members })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(id: u8, stage: Option<u16>) -> Candidate {
+        Candidate { peer: PeerId([id; 32]), address: Bytes::new(), stage: stage.map(StageId) }
+    }
+
+    fn stages_of(plan: &Plan) -> Vec<(u8, u16, u16)> {
+        plan.members.iter().map(|m| (m.peer.0[0], m.place.stage.0, m.place.replica.0)).collect()
+    }
+
+    #[test]
+    fn wishes_come_first_and_the_rest_fill_up() {
+        let asked = [candidate(1, None), candidate(2, Some(0)), candidate(3, None)];
+        let plan = place(PlanNumber(1), PeerId([9; 32]), 3, 1, &asked).unwrap();
+        assert_eq!(stages_of(&plan), [(2, 0, 0), (1, 1, 0), (3, 2, 0)]);
+    }
+
+    #[test]
+    fn a_plan_waits_until_every_place_is_taken() {
+        let asked = [candidate(1, None), candidate(2, Some(0)), candidate(3, Some(0))];
+        assert_eq!(place(PlanNumber(1), PeerId([9; 32]), 3, 1, &asked), None);
+    }
+
+    #[test]
+    fn first_replicas_of_all_stages_come_before_second_ones() {
+        let asked: Vec<_> = (1..=4).map(|id| candidate(id, None)).collect();
+        let plan = place(PlanNumber(1), PeerId([9; 32]), 2, 2, &asked).unwrap();
+        assert_eq!(stages_of(&plan), [(1, 0, 0), (3, 0, 1), (2, 1, 0), (4, 1, 1)]);
+        assert_eq!(plan.replicas(StageId(1)).count(), 2);
+    }
+}

@@ -1,0 +1,229 @@
+//! The ports of a node: what a driver tells it, and what it asks a driver to do.
+//!
+//! Owns the two vocabularies and the queue of actions. Knows nothing of who drives.
+
+use crate::event::Event;
+use crate::ids::{Digest, InnerStep, MicrobatchId, PeerId};
+use crate::message::{Message, Outcome, Refusal};
+use crate::time::Span;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use bytes::Bytes;
+
+/// Something that happened to a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A message arrived from a peer that proved its key.
+    Received {
+        /// Who sent it.
+        from: PeerId,
+        /// What it says.
+        message: Message,
+    },
+    /// A connection stands.
+    Connected {
+        /// To whom.
+        peer: PeerId,
+    },
+    /// A connection is gone and could not be renewed, or never stood.
+    Lost {
+        /// To whom.
+        peer: PeerId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Something below the messages was refused.
+    Rejected {
+        /// The sender, if it proved a key.
+        peer: Option<PeerId>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A forward is done.
+    Forwarded {
+        /// Of which microbatch.
+        microbatch: MicrobatchId,
+        /// What came out.
+        output: Output,
+        /// How long it took.
+        took: Took,
+    },
+    /// A backward is done.
+    Backwarded {
+        /// Of which microbatch.
+        microbatch: MicrobatchId,
+        /// The gradient of the boundary input; the first stage has none.
+        gradient: Option<Bytes>,
+        /// How long it took.
+        took: Took,
+    },
+    /// An optimizer step is done.
+    Stepped {
+        /// Norm of the stage's gradient before clipping.
+        gradient_norm: f64,
+        /// The learning rate.
+        learning_rate: f64,
+        /// How long it took.
+        took: Took,
+        /// Bytes sent since the node began, as counted under QUIC.
+        wire_bytes_total: u64,
+    },
+    /// Something is on disk.
+    Stored {
+        /// What.
+        item: StoredItem,
+        /// How long it took.
+        took: Took,
+    },
+    /// A checkpoint is in place.
+    Loaded {
+        /// The step it continues from.
+        step: InnerStep,
+        /// How long it took.
+        took: Took,
+    },
+    /// An effect could not be carried out: the device, the disk or the data failed.
+    Faulted {
+        /// What and why, in words.
+        reason: String,
+    },
+    /// The operator asks to stop at the next border.
+    Drain,
+    /// The deadline has come.
+    Woke,
+}
+
+/// What a forward gives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// The boundary tensor for the next stage.
+    Boundary(Bytes),
+    /// The mean cross-entropy, nats per token; the last stage's output.
+    Loss(f32),
+}
+
+/// How long an effect took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Took {
+    /// In all.
+    pub total: Span,
+    /// Part of it spent turning tensors into bytes and back.
+    pub serialise: Span,
+}
+
+/// What has been made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredItem {
+    /// A stage's checkpoint.
+    Checkpoint {
+        /// The step it continues from.
+        step: InnerStep,
+        /// Digest of its contents.
+        digest: Digest,
+    },
+    /// The coordinator's state.
+    Coordinator,
+}
+
+/// Something for the driver to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Connect and stay connected; answered by `Connected` or `Lost`.
+    Dial {
+        /// To whom.
+        peer: PeerId,
+        /// Where, opaque to the core.
+        address: Bytes,
+    },
+    /// Send a message.
+    Send {
+        /// To whom.
+        to: PeerId,
+        /// What.
+        message: Message,
+    },
+    /// Hold a stage: make its weights from the seed, and if asked read a checkpoint over them; answered by `Loaded`.
+    Load {
+        /// Which stage.
+        stage: crate::ids::StageId,
+        /// From where.
+        start: crate::message::Start,
+    },
+    /// Run a forward; answered by `Forwarded`.
+    Forward {
+        /// Of which microbatch.
+        microbatch: MicrobatchId,
+        /// The microbatch of the data set whose tokens it reads.
+        data_index: u64,
+        /// The boundary input; the first stage reads tokens instead.
+        input: Option<Bytes>,
+    },
+    /// Run a backward; answered by `Backwarded`.
+    Backward {
+        /// Of which microbatch.
+        microbatch: MicrobatchId,
+        /// The microbatch of the data set whose tokens it reads.
+        data_index: u64,
+        /// The boundary input, kept since the forward.
+        input: Option<Bytes>,
+        /// The gradient of the boundary output; the last stage has the loss instead.
+        gradient: Option<Bytes>,
+    },
+    /// Update the weights; answered by `Stepped`.
+    Step {
+        /// The step.
+        step: InnerStep,
+        /// Microbatches whose gradients are in the sum.
+        microbatches: u32,
+    },
+    /// Make durable; answered by `Stored`.
+    Store(StoreItem),
+    /// Write to the event log.
+    Record(Event),
+    /// The node is done; send what is queued, then close.
+    Finish(Outcome),
+}
+
+/// What is to be made durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoreItem {
+    /// The stage's weights, moments and position.
+    Checkpoint {
+        /// The step it continues from.
+        step: InnerStep,
+    },
+    /// The coordinator's state, to be given back when it starts again.
+    Coordinator(Bytes),
+}
+
+/// The actions that wait to be polled, in order.
+#[derive(Debug, Default)]
+pub struct Outbox(VecDeque<Action>);
+
+impl Outbox {
+    /// Adds an action.
+    pub fn push(&mut self, action: Action) {
+        self.0.push_back(action);
+    }
+
+    /// Adds a message.
+    pub fn send(&mut self, to: PeerId, message: Message) {
+        self.push(Action::Send { to, message });
+    }
+
+    /// Adds an event.
+    pub fn record(&mut self, event: Event) {
+        self.push(Action::Record(event));
+    }
+
+    /// Refuses what a peer sent: tells it, and records it.
+    pub fn refuse(&mut self, peer: PeerId, refusal: Refusal) {
+        self.record(Event::Refused { peer, refusal: refusal.clone() });
+        self.send(peer, Message::Refused(refusal));
+    }
+
+    /// Takes the next action.
+    pub fn pop(&mut self) -> Option<Action> {
+        self.0.pop_front()
+    }
+}

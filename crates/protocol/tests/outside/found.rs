@@ -1,0 +1,93 @@
+//! What fuzzing and reading have found, each as the shortest script that showed it.
+
+use crate::swarm::{STAGES, Swarm, peer, spec};
+use bytes::Bytes;
+use trestle_protocol::agenda::Agenda;
+use trestle_protocol::event::Event;
+use trestle_protocol::ids::{Attempt, Digest, InnerStep, MicrobatchId, PlanNumber, ReplicaId, StageId};
+use trestle_protocol::lease::Leases;
+use trestle_protocol::message::{Message, Outcome, Refusal, Start};
+use trestle_protocol::pipeline::{Offered, Origin, Pipeline, Task};
+use trestle_protocol::plan::{Member, Place, Plan};
+use trestle_protocol::spec::Schedule;
+use trestle_protocol::time::Time;
+
+/// The queue once held the second gradient for ever and, under `flush`, stood still behind it.
+#[test]
+fn a_gradient_that_comes_again_during_its_backward_is_a_duplicate() {
+    let (previous, next) = (Origin::Peer(peer(1)), peer(3));
+    let mut pipeline = Pipeline::new(&spec(Schedule::Flush), InnerStep(0));
+    for index in 0..2 {
+        let offered = pipeline.offer(MicrobatchId::train(index), Attempt(0), previous, Some(Bytes::new()));
+        assert_eq!(offered, Ok(Offered::Queued));
+        assert!(pipeline.start().is_some());
+        pipeline.forwarded(MicrobatchId::train(index), Some(next));
+    }
+    let gradient = |pipeline: &mut Pipeline, index| {
+        pipeline.offer_gradient(MicrobatchId::train(index), next, Bytes::new())
+    };
+    assert_eq!(gradient(&mut pipeline, 0), Ok(Offered::Queued));
+    assert!(matches!(pipeline.start(), Some(Task::Backward { .. })));
+    assert_eq!(gradient(&mut pipeline, 0), Ok(Offered::Duplicate));
+    pipeline.backwarded(MicrobatchId::train(0));
+    assert_eq!(gradient(&mut pipeline, 1), Ok(Offered::Queued));
+    assert!(matches!(pipeline.start(), Some(Task::Backward { .. })));
+}
+
+/// Near the end of an `async` run nothing is leased behind a microbatch that is settled early; its receipt, its loss and
+/// the step's report were refused.
+#[test]
+fn what_was_leased_stays_leased_when_it_is_settled_early() {
+    let to = peer(1);
+    let mut leases = Leases::new(Agenda::new(&spec(Schedule::Flush)), InnerStep(0), 3);
+    assert_eq!(leases.take(Time(0), 3, |_| Some(to)).len(), 3);
+    assert_eq!(leases.settle(Time(1), MicrobatchId::train(2), to), Ok(()));
+    assert_eq!(leases.leased_below(), 3);
+}
+
+fn placed(places: &[(usize, u16)], start: Start) -> Message {
+    let member = |&(holder, stage): &(usize, u16)| Member {
+        peer: peer(holder),
+        place: Place { stage: StageId(stage), replica: ReplicaId(0) },
+        address: Bytes::new(),
+    };
+    let members = places.iter().map(member).collect();
+    Message::Placed { plan: Plan { number: PlanNumber(1), coordinator: peer(0), members }, start }
+}
+
+/// A worker once took any plan of its coordinator, and panicked when it had nobody to send to or nothing to count.
+#[test]
+fn a_plan_that_cannot_be_carried_out_is_refused() {
+    let late = Start::Checkpoint { step: InnerStep(u64::MAX), digest: Digest([0; 32]) };
+    let cases = [
+        (1, placed(&[(1, 0), (3, 2)], Start::Fresh), Refusal::StageEmpty { stage: StageId(1) }),
+        (
+            1,
+            placed(&[(1, 0), (2, 1), (3, 2)], late),
+            Refusal::StepBeyond { step: InnerStep(u64::MAX), steps: InnerStep(3) },
+        ),
+        (3, placed(&[(3, 3)], Start::Fresh), Refusal::NoSuchStage { stage: StageId(3), stages: STAGES }),
+    ];
+    for (to, message, want) in cases {
+        let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+        swarm.inject(peer(0), to, message);
+        swarm.turn();
+        let refused = Event::Refused { peer: peer(0), refusal: want };
+        assert!(swarm.events[to].contains(&refused), "{refused:?} in {:?}", swarm.events[to]);
+        swarm.run();
+        assert_eq!(swarm.outcome(), Some(&Outcome::Done), "the true plan still comes");
+    }
+}
+
+/// A connection from a peer that is none of our business once made a worker say again that it is ready, which the
+/// coordinator of a run under way refuses.
+#[test]
+fn only_an_awaited_connection_makes_a_worker_ready() {
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    while !swarm.events[0].contains(&Event::Started { step: InnerStep(0) }) {
+        swarm.turn().expect("the run starts");
+    }
+    swarm.connect(peer(usize::from(STAGES) + 1), 2);
+    swarm.run();
+    assert_eq!(swarm.refusals(), Vec::<&Event>::new());
+}

@@ -1,0 +1,394 @@
+//! Strategies for everything that can come over the wire: messages, handshakes, run specs, with numbers that are sometimes
+//! near what a small run expects and sometimes anything.
+
+use crate::swarm::{keys, peer};
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use trestle_protocol::handshake::{Hello, Mismatch, Welcome};
+use trestle_protocol::ids::{
+    Attempt, Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, ReplicaId, Split, StageId, WeightVersion,
+};
+use trestle_protocol::message::{Join, Message, Outcome, Refusal, Start, StepReport, Tensor};
+use trestle_protocol::plan::{Member, Place, Plan};
+use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
+use trestle_protocol::spec::{
+    BoundaryForm, BoundarySpec, CheckpointSpec, DataSource, DataSpec, Decay, Difference, Dtype,
+    EvaluationSpec, ModelSpec, OptimizerKind, OptimizerSpec, OuterSpec, PipelineSpec, Retain, RunSpec,
+    Schedule, Tokenizer, TrainingSpec,
+};
+use trestle_protocol::time::Span;
+
+/// The run that hostile messages are about: its peers' keys, coordinator first, and the size of its tensors.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) keys: &'static [SigningKey],
+    pub(crate) peers: Vec<PeerId>,
+    pub(crate) run: Digest,
+    pub(crate) boundary_bytes: usize,
+}
+
+impl World {
+    /// Makes the world of the small swarm.
+    pub(crate) fn new(spec: &RunSpec) -> Self {
+        let peers = (0..keys().len()).map(peer).collect();
+        Self { keys: keys(), peers, run: spec.digest(), boundary_bytes: spec.boundary_bytes() }
+    }
+
+    fn peer_ids(&self) -> BoxedStrategy<PeerId> {
+        prop_oneof![8 => prop::sample::select(self.peers.clone()), 1 => any::<[u8; 32]>().prop_map(PeerId)]
+            .boxed()
+    }
+
+    /// Any message.
+    pub(crate) fn message(&self) -> BoxedStrategy<Message> {
+        prop_oneof![
+            join().prop_map(Message::Join),
+            (self.plan(), start()).prop_map(|(plan, start)| Message::Placed { plan, start }),
+            plan_number().prop_map(|plan| Message::Ready { plan }),
+            (vec(microbatch(), 0..6), attempt(), span()).prop_map(|(microbatches, attempt, expires_in)| {
+                Message::Lease { microbatches, attempt, expires_in }
+            }),
+            self.tensor().prop_map(Message::Activation),
+            self.tensor().prop_map(Message::Gradient),
+            (microbatch(), attempt(), any::<f32>()).prop_map(|(microbatch, attempt, loss)| Message::Loss {
+                microbatch,
+                attempt,
+                loss
+            }),
+            (microbatch(), attempt())
+                .prop_map(|(microbatch, attempt)| Message::Settled { microbatch, attempt }),
+            vec(self.receipt(), 0..3).prop_map(Message::Receipts),
+            report().prop_map(Message::Stepped),
+            (step(), digest(), span()).prop_map(|(step, digest, took)| Message::Checkpointed {
+                step,
+                digest,
+                took
+            }),
+            step().prop_map(|border| Message::Drain { border }),
+            outcome().prop_map(|outcome| Message::Finish { outcome }),
+            (self.peer_ids(), ".{0,30}").prop_map(|(peer, reason)| Message::PeerLost { peer, reason }),
+            ".{0,30}".prop_map(|reason| Message::Failed { reason }),
+            self.refusal().prop_map(Message::Refused),
+        ]
+        .boxed()
+    }
+
+    fn tensor(&self) -> BoxedStrategy<Tensor> {
+        let right = self.boundary_bytes;
+        let sizes = prop_oneof![6 => Just(right), 1 => Just(0), 1 => Just(right + 1), 1 => Just(right / 2)];
+        (microbatch(), attempt(), stage(), number(4), sizes)
+            .prop_map(|(microbatch, attempt, stage, version, size)| Tensor {
+                microbatch,
+                attempt,
+                stage,
+                version: WeightVersion(version),
+                payload: Bytes::from(vec![0; size]),
+            })
+            .boxed()
+    }
+
+    /// Receipts that are truly signed by one of the peers, and ones that are not.
+    fn receipt(&self) -> BoxedStrategy<Receipt> {
+        let world = self.clone();
+        let run = prop_oneof![6 => Just(self.run), 1 => digest()];
+        let signer = 0..self.keys.len();
+        let signed = (run.clone(), stage(), self.peer_ids(), signer, vec(number(12), 0..5)).prop_map(
+            move |(run, stage, worker, signer, microbatches)| {
+                let by = world.peers[signer];
+                Receipt::sign(Statement { run, stage, worker, by, microbatches }, &world.keys[signer])
+            },
+        );
+        let forged =
+            (run, stage(), self.peer_ids(), self.peer_ids(), vec(number(12), 0..5), vec(any::<u8>(), 0..70))
+                .prop_map(|(run, stage, worker, by, microbatches, signature)| {
+                    forge(Statement { run, stage, worker, by, microbatches }, signature)
+                });
+        prop_oneof![3 => signed, 1 => forged].boxed()
+    }
+
+    fn plan(&self) -> BoxedStrategy<Plan> {
+        let member = (self.peer_ids(), stage(), any::<u16>(), small_bytes()).prop_map(
+            |(peer, stage, replica, address)| Member {
+                peer,
+                place: Place { stage, replica: ReplicaId(replica % 3) },
+                address,
+            },
+        );
+        (plan_number(), self.peer_ids(), vec(member, 0..6))
+            .prop_map(|(number, coordinator, members)| Plan { number, coordinator, members })
+            .boxed()
+    }
+
+    fn refusal(&self) -> BoxedStrategy<Refusal> {
+        let peers = self.peer_ids();
+        prop_oneof![
+            Just(Refusal::PlanFull),
+            (stage(), any::<u16>()).prop_map(|(stage, stages)| Refusal::NoSuchStage { stage, stages }),
+            stage().prop_map(|stage| Refusal::StageEmpty { stage }),
+            (step(), step()).prop_map(|(step, steps)| Refusal::StepBeyond { step, steps }),
+            peers.clone().prop_map(|peer| Refusal::NotMember { peer }),
+            peers.prop_map(|peer| Refusal::NotYours { peer }),
+            (microbatch(), stage(), stage()).prop_map(|(microbatch, got, held)| Refusal::WrongStage {
+                microbatch,
+                got,
+                held
+            }),
+            (microbatch(), any::<u64>(), any::<u64>())
+                .prop_map(|(microbatch, got, want)| Refusal::TensorLength { microbatch, got, want }),
+            microbatch().prop_map(|microbatch| Refusal::NotDue { microbatch }),
+            microbatch().prop_map(|microbatch| Refusal::NotOwed { microbatch }),
+            microbatch().prop_map(|microbatch| Refusal::Busy { microbatch }),
+            microbatch().prop_map(|microbatch| Refusal::LossNotFinite { microbatch }),
+            prop::sample::select(RECEIPT_ERRORS.to_vec()).prop_map(Refusal::Receipt),
+            (plan_number(), plan_number()).prop_map(|(got, current)| Refusal::StalePlan { got, current }),
+            (".{0,20}", any::<u64>(), any::<u64>()).prop_map(|(field, got, max)| Refusal::FieldLength {
+                field,
+                got,
+                max
+            }),
+        ]
+        .boxed()
+    }
+}
+
+const RECEIPT_ERRORS: [ReceiptError; 7] = [
+    ReceiptError::Signature,
+    ReceiptError::Run,
+    ReceiptError::OwnWork,
+    ReceiptError::NotReceiver,
+    ReceiptError::NotHolder,
+    ReceiptError::NeverLeased,
+    ReceiptError::TooMany,
+];
+
+/// Makes a receipt with a signature of our choice, as only the wire can.
+fn forge(statement: Statement, signature: Vec<u8>) -> Receipt {
+    let bytes = postcard::to_allocvec(&(statement, signature)).expect("plain fields serialise");
+    postcard::from_bytes(&bytes).expect("a receipt is a statement and a signature")
+}
+
+/// A number mostly below `end`, sometimes anything.
+fn number(end: u64) -> BoxedStrategy<u64> {
+    prop_oneof![8 => 0..end, 1 => any::<u64>(), 1 => (u64::MAX - 2)..=u64::MAX].boxed()
+}
+
+fn small_bytes() -> BoxedStrategy<Bytes> {
+    vec(any::<u8>(), 0..40).prop_map(Bytes::from).boxed()
+}
+
+fn digest() -> BoxedStrategy<Digest> {
+    any::<[u8; 32]>().prop_map(Digest).boxed()
+}
+
+fn span() -> BoxedStrategy<Span> {
+    any::<u64>().prop_map(Span).boxed()
+}
+
+fn attempt() -> BoxedStrategy<Attempt> {
+    prop_oneof![4 => 0..3_u16, 1 => any::<u16>()].prop_map(Attempt).boxed()
+}
+
+fn step() -> BoxedStrategy<InnerStep> {
+    number(5).prop_map(InnerStep).boxed()
+}
+
+fn stage() -> BoxedStrategy<StageId> {
+    prop_oneof![8 => 0..4_u16, 1 => any::<u16>(), 1 => Just(u16::MAX)].prop_map(StageId).boxed()
+}
+
+fn plan_number() -> BoxedStrategy<PlanNumber> {
+    prop_oneof![4 => Just(1), 1 => any::<u32>()].prop_map(PlanNumber).boxed()
+}
+
+fn microbatch() -> BoxedStrategy<MicrobatchId> {
+    let split = prop_oneof![3 => Just(Split::Train), 1 => Just(Split::HeldOut)];
+    (split, number(14)).prop_map(|(split, index)| MicrobatchId { split, index }).boxed()
+}
+
+fn start() -> BoxedStrategy<Start> {
+    let checkpoint = (step(), digest()).prop_map(|(step, digest)| Start::Checkpoint { step, digest });
+    prop_oneof![2 => Just(Start::Fresh), 1 => checkpoint].boxed()
+}
+
+fn join() -> BoxedStrategy<Join> {
+    (small_bytes(), option::of(stage()), ".{0,30}", any::<u64>())
+        .prop_map(|(address, stage, device, peak_flops)| Join { address, stage, device, peak_flops })
+        .boxed()
+}
+
+fn report() -> BoxedStrategy<StepReport> {
+    (step(), any::<(f64, f64)>(), any::<[u64; 5]>())
+        .prop_map(
+            |(step, (gradient_norm, learning_rate), [compute, serialise, wall, wire_bytes, staleness])| {
+                StepReport {
+                    step,
+                    gradient_norm,
+                    learning_rate,
+                    compute: Span(compute),
+                    serialise: Span(serialise),
+                    wall: Span(wall),
+                    wire_bytes,
+                    staleness,
+                }
+            },
+        )
+        .boxed()
+}
+
+fn outcome() -> BoxedStrategy<Outcome> {
+    prop_oneof![
+        Just(Outcome::Done),
+        step().prop_map(|step| Outcome::Stopped { step }),
+        ".{0,30}".prop_map(|reason| Outcome::Failed { reason }),
+    ]
+    .boxed()
+}
+
+/// Any run spec, sensible or not.
+pub(crate) fn run_spec() -> BoxedStrategy<RunSpec> {
+    let model = (any::<[u32; 7]>(), any::<(f64, f64)>()).prop_map(|(sizes, (rope_theta, norm_epsilon))| {
+        let [vocabulary, width, layers, heads, kv_heads, ffn_width, sequence_len] = sizes;
+        ModelSpec {
+            vocabulary,
+            width,
+            layers,
+            heads,
+            kv_heads,
+            ffn_width,
+            sequence_len,
+            rope_theta,
+            norm_epsilon,
+        }
+    });
+    let forms = prop::sample::select(vec![BoundaryForm::None, BoundaryForm::Resbm, BoundaryForm::Fused]);
+    let boundary = (forms, any::<(u32, u32)>(), dtype())
+        .prop_map(|(form, (width, encoder_width), wire)| BoundarySpec { form, width, encoder_width, wire });
+    let data = (
+        prop_oneof![
+            Just(DataSource::Local),
+            any::<u64>().prop_map(|tokens| DataSource::Generated { tokens })
+        ],
+        any::<u32>(),
+        digest(),
+    )
+        .prop_map(|(source, held_out_permille, manifest)| DataSpec {
+            source,
+            tokenizer: Tokenizer::File,
+            held_out_permille,
+            manifest,
+        });
+    (
+        ".{0,20}",
+        any::<u64>(),
+        model,
+        boundary,
+        pipeline(),
+        training(),
+        optimizer(),
+        data,
+        any::<(u32, u64, u32, u64)>(),
+    )
+        .prop_map(|(name, seed, model, boundary, pipeline, training, optimizer, data, rest)| {
+            let (inner_steps, every, microbatches, checkpoint_every) = rest;
+            RunSpec {
+                name,
+                seed,
+                model,
+                boundary,
+                pipeline,
+                training,
+                optimizer,
+                outer: OuterSpec { inner_steps },
+                data,
+                evaluation: EvaluationSpec { every, microbatches },
+                checkpoint: CheckpointSpec { every: checkpoint_every },
+            }
+        })
+        .boxed()
+}
+
+fn dtype() -> BoxedStrategy<Dtype> {
+    prop::sample::select(vec![Dtype::F32, Dtype::Bf16]).boxed()
+}
+
+fn pipeline() -> BoxedStrategy<PipelineSpec> {
+    let schedule = prop_oneof![
+        Just(Schedule::Flush),
+        any::<u32>().prop_map(|staleness_max| Schedule::Async { staleness_max })
+    ];
+    let retain = prop::sample::select(vec![Retain::Graph, Retain::Input]);
+    (vec(any::<u32>(), 0..5), any::<u16>(), schedule, any::<[u32; 3]>(), retain, dtype())
+        .prop_map(|(stage_layers, replicas, schedule, [size, per_step, in_flight_max], retain, compute)| {
+            PipelineSpec {
+                stage_layers,
+                replicas,
+                schedule,
+                microbatch_size: size,
+                microbatches_per_step: per_step,
+                in_flight_max,
+                retain,
+                compute,
+            }
+        })
+        .boxed()
+}
+
+fn training() -> BoxedStrategy<TrainingSpec> {
+    (any::<(u64, u64)>(), prop::sample::select(vec![Decay::Constant, Decay::Cosine]), any::<(f64, f64)>())
+        .prop_map(|((steps, warmup_steps), decay, (final_ratio, gradient_clip))| TrainingSpec {
+            steps,
+            warmup_steps,
+            decay,
+            final_ratio,
+            gradient_clip,
+        })
+        .boxed()
+}
+
+fn optimizer() -> BoxedStrategy<OptimizerSpec> {
+    let kind = prop::sample::select(vec![OptimizerKind::AdamW, OptimizerKind::Muon]);
+    (kind, any::<[f64; 7]>())
+        .prop_map(
+            |(
+                kind,
+                [learning_rate, beta1, beta2, epsilon, weight_decay, muon_learning_rate, muon_momentum],
+            )| {
+                OptimizerSpec {
+                    kind,
+                    learning_rate,
+                    beta1,
+                    beta2,
+                    epsilon,
+                    weight_decay,
+                    muon_learning_rate,
+                    muon_momentum,
+                }
+            },
+        )
+        .boxed()
+}
+
+/// Any first word.
+pub(crate) fn hello() -> BoxedStrategy<Hello> {
+    (any::<u16>(), digest(), option::of(run_spec().prop_map(Box::new)))
+        .prop_map(|(wire_version, run_digest, spec)| Hello { wire_version, run_digest, spec })
+        .boxed()
+}
+
+/// Any answer to it.
+pub(crate) fn welcome() -> BoxedStrategy<Welcome> {
+    let difference = (".{0,20}", ".{0,20}", ".{0,20}")
+        .prop_map(|(field, ours, theirs)| Mismatch::Field(Difference { field, ours, theirs }));
+    prop_oneof![
+        option::of(run_spec().prop_map(Box::new)).prop_map(|spec| Welcome::Accepted { spec }),
+        any::<(u16, u16)>()
+            .prop_map(|(ours, theirs)| Welcome::Refused(Mismatch::WireVersion { ours, theirs })),
+        difference.prop_map(Welcome::Refused),
+        (digest(), digest()).prop_map(|(ours, theirs)| Welcome::Refused(Mismatch::Run { ours, theirs })),
+        Just(Welcome::Refused(Mismatch::NoRun)),
+    ]
+    .boxed()
+}

@@ -1,0 +1,172 @@
+//! Each thing that a peer may not say, and the refusal that it gets.
+
+use crate::swarm::{STAGES, Swarm, peer, spec};
+use bytes::Bytes;
+use trestle_protocol::event::Event;
+use trestle_protocol::ids::{Attempt, Digest, InnerStep, MicrobatchId, PlanNumber, StageId, WeightVersion};
+use trestle_protocol::message::{Join, Message, Outcome, Refusal, StepReport, TEXT_BYTES_MAX, Tensor};
+use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
+use trestle_protocol::spec::Schedule;
+use trestle_protocol::time::Span;
+
+const STRANGER: usize = STAGES as usize + 1;
+
+/// A microbatch whose work is under way when the messages come, and one that is far from due.
+const DUE: MicrobatchId = MicrobatchId::train(1);
+const FAR: MicrobatchId = MicrobatchId::train(11);
+
+/// Runs until work is under way everywhere, says one thing, and returns the refusal that it gets.
+fn answer(from: usize, to: usize, message: Message) -> Refusal {
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    let losses =
+        |swarm: &Swarm| swarm.events[3].iter().filter(|e| matches!(e, Event::Computed { .. })).count();
+    while losses(&swarm) < 2 {
+        swarm.turn().expect("work comes to the last stage");
+    }
+    assert_eq!(swarm.refusals(), Vec::<&Event>::new());
+    swarm.inject(peer(from), to, message);
+    swarm.turn();
+    let refusals = swarm.refusals();
+    let [Event::Refused { peer: sender, refusal }] = refusals[..] else {
+        panic!("one refusal, not {refusals:?}")
+    };
+    assert_eq!(*sender, peer(from));
+    refusal.clone()
+}
+
+fn tensor(microbatch: MicrobatchId, stage: u16, bytes: usize) -> Tensor {
+    let payload = Bytes::from(vec![0; bytes]);
+    Tensor { microbatch, attempt: Attempt(0), stage: StageId(stage), version: WeightVersion(0), payload }
+}
+
+#[test]
+fn tensors_that_are_not_due_here_are_refused() {
+    let want = spec(Schedule::Flush).boundary_bytes();
+    let not_yours = |from| Refusal::NotYours { peer: peer(from) };
+    let held_out = MicrobatchId::held_out(0);
+    let cases = [
+        (1, Message::Activation(tensor(DUE, 2, want)), wrong_stage(DUE, 2)),
+        (1, Message::Activation(tensor(DUE, 1, want - 1)), length(DUE, want - 1)),
+        (1, Message::Activation(tensor(DUE, 1, 0)), length(DUE, 0)),
+        (1, Message::Activation(tensor(MicrobatchId::train(99), 1, want)), not_due(MicrobatchId::train(99))),
+        (3, Message::Activation(tensor(DUE, 1, want)), not_yours(3)),
+        (0, Message::Activation(tensor(DUE, 1, want)), Refusal::NotMember { peer: peer(0) }),
+        (STRANGER, Message::Activation(tensor(DUE, 1, want)), Refusal::NotMember { peer: peer(STRANGER) }),
+        (1, Message::Gradient(tensor(DUE, 1, want)), not_yours(1)),
+        (3, Message::Gradient(tensor(held_out, 1, want)), not_yours(3)),
+        (3, Message::Gradient(tensor(FAR, 1, want)), Refusal::NotOwed { microbatch: FAR }),
+        (STRANGER, Message::Gradient(tensor(DUE, 1, want)), Refusal::NotMember { peer: peer(STRANGER) }),
+    ];
+    for (from, message, refusal) in cases {
+        assert_eq!(answer(from, 2, message.clone()), refusal, "{message:?} from {from}");
+    }
+}
+
+fn wrong_stage(microbatch: MicrobatchId, got: u16) -> Refusal {
+    Refusal::WrongStage { microbatch, got: StageId(got), held: StageId(1) }
+}
+
+fn not_due(microbatch: MicrobatchId) -> Refusal {
+    Refusal::NotDue { microbatch }
+}
+
+fn length(microbatch: MicrobatchId, got: usize) -> Refusal {
+    let want = spec(Schedule::Flush).boundary_bytes() as u64;
+    Refusal::TensorLength { microbatch, got: got as u64, want }
+}
+
+#[test]
+fn a_worker_takes_orders_from_its_coordinator_alone() {
+    let orders = [
+        Message::Finish { outcome: Outcome::Done },
+        Message::Drain { border: InnerStep(1) },
+        Message::Lease { microbatches: vec![DUE], attempt: Attempt(0), expires_in: Span(1) },
+        Message::Ready { plan: PlanNumber(1) },
+    ];
+    for from in [1, 3, STRANGER] {
+        for order in &orders {
+            assert_eq!(answer(from, 2, order.clone()), Refusal::NotYours { peer: peer(from) }, "{order:?}");
+        }
+    }
+    let lease = orders[2].clone();
+    assert_eq!(
+        answer(0, 2, lease),
+        Refusal::NotYours { peer: peer(0) },
+        "only the first stage is leased work"
+    );
+}
+
+#[test]
+fn the_coordinator_hears_of_work_from_those_who_do_it() {
+    let (first, last) = (1, STAGES as usize);
+    let loss = |microbatch, loss| Message::Loss { microbatch, attempt: Attempt(0), loss };
+    let settled = |microbatch| Message::Settled { microbatch, attempt: Attempt(0) };
+    let stepped = |step| Message::Stepped(StepReport { step: InnerStep(step), ..StepReport::default() });
+    let saved =
+        |step| Message::Checkpointed { step: InnerStep(step), digest: Digest([1; 32]), took: Span(1) };
+    let not_yours = |from| Refusal::NotYours { peer: peer(from) };
+    let stranger = Refusal::NotMember { peer: peer(STRANGER) };
+    let cases = [
+        (first, loss(DUE, 1.0), not_yours(first)),
+        (last, loss(FAR, 1.0), not_due(FAR)),
+        (last, loss(DUE, f32::NAN), Refusal::LossNotFinite { microbatch: DUE }),
+        (last, settled(DUE), not_yours(last)),
+        (first, settled(FAR), not_due(FAR)),
+        (first, settled(MicrobatchId::held_out(0)), not_yours(first)),
+        (first, stepped(2), not_yours(first)),
+        (first, stepped(u64::MAX), not_yours(first)),
+        (first, saved(1), not_yours(first)),
+        (first, Message::Activation(tensor(DUE, 1, 0)), not_yours(first)),
+        (first, Message::Join(join()), Refusal::PlanFull),
+        (STRANGER, loss(DUE, 1.0), stranger.clone()),
+        (STRANGER, settled(DUE), stranger.clone()),
+        (STRANGER, stepped(0), stranger.clone()),
+        (STRANGER, saved(2), stranger.clone()),
+        (STRANGER, Message::Receipts(Vec::new()), stranger.clone()),
+        (STRANGER, Message::Failed { reason: "none".into() }, stranger.clone()),
+        (STRANGER, Message::PeerLost { peer: peer(1), reason: "none".into() }, stranger),
+        (
+            first,
+            Message::PeerLost { peer: peer(2), reason: "x".repeat(TEXT_BYTES_MAX + 1) },
+            too_long("reason"),
+        ),
+        (first, Message::Failed { reason: "x".repeat(TEXT_BYTES_MAX + 1) }, too_long("reason")),
+    ];
+    for (from, message, refusal) in cases {
+        assert_eq!(answer(from, 0, message.clone()), refusal, "{message:?} from {from}");
+    }
+}
+
+fn join() -> Join {
+    Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0 }
+}
+
+fn too_long(field: &str) -> Refusal {
+    let max = TEXT_BYTES_MAX as u64;
+    Refusal::FieldLength { field: field.into(), got: max + 1, max }
+}
+
+#[test]
+fn receipts_are_checked_against_key_run_and_plan() {
+    let run = spec(Schedule::Flush).digest();
+    let statement = |stage: u16, worker, by, index| Statement {
+        run,
+        stage: StageId(stage),
+        worker: peer(worker),
+        by: peer(by),
+        microbatches: vec![index],
+    };
+    let cases = [
+        (2, statement(0, 1, 2, 11), Refusal::Receipt(ReceiptError::NeverLeased)),
+        (2, statement(1, 1, 2, 0), Refusal::Receipt(ReceiptError::NotHolder)),
+        (3, statement(0, 1, 3, 0), Refusal::Receipt(ReceiptError::NotReceiver)),
+        (2, statement(1, 2, 2, 0), Refusal::Receipt(ReceiptError::OwnWork)),
+        (2, Statement { run: Digest([9; 32]), ..statement(0, 1, 2, 0) }, Refusal::Receipt(ReceiptError::Run)),
+        (1, statement(0, 1, 2, 0), Refusal::NotYours { peer: peer(1) }),
+    ];
+    for (from, statement, refusal) in cases {
+        let signer = (0..=STRANGER).find(|index| peer(*index) == statement.by).expect("one of ours signs");
+        let receipt = Receipt::sign(statement.clone(), &crate::swarm::keys()[signer]);
+        assert_eq!(answer(from, 0, Message::Receipts(vec![receipt])), refusal, "{statement:?} from {from}");
+    }
+}
