@@ -1,0 +1,121 @@
+//! Compute as the simulator sees it: bytes in, bytes and a length of time out.
+//!
+//! Owns the seam between a simulated peer and whatever computes for it. Knows nothing of queues, links or the order of
+//! work; a cost model and a real model stand behind it alike.
+
+use crate::draws::{Draws, Permille};
+use bytes::Bytes;
+use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, StageId};
+use trestle_protocol::message::Start;
+use trestle_protocol::port::Output;
+use trestle_protocol::time::Span;
+
+/// Why an effect could not be carried out, in words for the event log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fault(pub String);
+
+/// A microbatch on its way through a stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// Which microbatch.
+    pub microbatch: MicrobatchId,
+    /// The microbatch of the data set whose tokens it reads.
+    pub data_index: u64,
+    /// The boundary input; the first stage reads tokens.
+    pub input: Option<&'a Bytes>,
+}
+
+/// What an optimizer step says of itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Updated {
+    /// Norm of the stage's gradient before clipping.
+    pub gradient_norm: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+}
+
+/// What computes for one peer.
+pub trait Compute {
+    /// Holds a stage from now on.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be read, or the stage cannot be made.
+    fn load(&mut self, stage: StageId, start: Start) -> Result<(), Fault>;
+
+    /// Runs a forward.
+    ///
+    /// # Errors
+    /// The model or the data fails.
+    fn forward(&mut self, work: Work<'_>) -> Result<Output, Fault>;
+
+    /// Runs a backward by the gradient of the boundary output, and gives that of the boundary input.
+    ///
+    /// # Errors
+    /// The model or the data fails.
+    fn backward(&mut self, work: Work<'_>, gradient: Option<&Bytes>) -> Result<Option<Bytes>, Fault>;
+
+    /// Updates the weights.
+    ///
+    /// # Errors
+    /// The model fails.
+    fn step(&mut self, microbatches: u32) -> Result<Updated, Fault>;
+
+    /// Writes a checkpoint.
+    ///
+    /// # Errors
+    /// The disk fails.
+    fn save(&mut self, step: InnerStep) -> Result<Digest, Fault>;
+}
+
+/// How long each kind of computation takes in virtual time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spans {
+    /// A forward.
+    pub forward: Span,
+    /// A backward.
+    pub backward: Span,
+    /// An optimizer step.
+    pub step: Span,
+    /// Writing a checkpoint.
+    pub save: Span,
+    /// Taking hold of a stage.
+    pub load: Span,
+    /// How far each computation may lie from the mean.
+    pub jitter: Permille,
+}
+
+impl Spans {
+    /// Returns the spans of a device that takes `factor` times as long.
+    pub fn slower(self, factor: u64) -> Self {
+        let slow = |span: Span| Span(span.0.saturating_mul(factor));
+        Self {
+            forward: slow(self.forward),
+            backward: slow(self.backward),
+            step: slow(self.step),
+            save: slow(self.save),
+            load: slow(self.load),
+            jitter: self.jitter,
+        }
+    }
+}
+
+/// The device of one peer: how long its next computation takes.
+#[derive(Debug)]
+pub struct Device {
+    /// The mean of each kind.
+    pub spans: Spans,
+    draws: Draws,
+}
+
+impl Device {
+    /// Makes the device of a peer.
+    pub fn new(seed: u64, peer: usize, spans: Spans) -> Self {
+        Self { spans, draws: Draws::new(seed, "device", &[peer as u64]) }
+    }
+
+    /// Draws how long one computation of a mean length takes.
+    pub fn draw(&mut self, mean: Span) -> Span {
+        self.draws.around(mean, self.spans.jitter)
+    }
+}
