@@ -1,0 +1,258 @@
+//! The command line: commands, options and their help.
+//!
+//! Owns the words a person types. May not know what is done with them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Trains one language model, split into stages, over many computers.
+#[derive(Debug, Parser)]
+#[command(name = "trestle", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  trestle train runs/demo.toml                    a first run, with nothing to download
+  trestle train runs/tiny.toml --data book.txt    a small model on your own text
+  trestle generate trestle-run/tiny --prompt 'Once'
+
+Results go to stdout, everything else to stderr.
+Exit codes: 0 done, 1 failed, 2 misused.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train on this computer: a coordinator, and one process for each stage.
+    Train(TrainArgs),
+    /// Coordinate a run that peers join from elsewhere; prints the ticket they need.
+    Serve(ServeArgs),
+    /// Join a run and hold one of its stages.
+    Join(JoinArgs),
+    /// Run scenarios in the simulator: the same decisions, in virtual time.
+    Simulate(SimulateArgs),
+    /// Let a trained model continue a text.
+    Generate(GenerateArgs),
+    /// Say what is in a run file, a checkpoint, an event log or the folder of a run.
+    Inspect(InspectArgs),
+    /// Print the completions of a shell.
+    Completions(CompletionsArgs),
+}
+
+/// What `train` and `serve` both take: which run, on which text, changed how.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The run file; docs/run-file.md lists its fields.
+    #[arg(value_name = "RUN.toml")]
+    pub(crate) run_file: PathBuf,
+    /// The text: a file or a folder of .txt files, or a file of JSON lines, as data.source says.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// Folder of the run: checkpoints, state and event logs [default: trestle-run/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Continue the run in its folder from where it stopped.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Train for this many steps: training.steps.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+    /// The seed of the weights and of the order of samples: seed.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Peers that hold the same stage: pipeline.replicas.
+    #[arg(long, value_name = "N")]
+    pub(crate) replicas: Option<u64>,
+    /// Set any field of the run file; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// What every process that computes takes.
+#[derive(Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda, cuda:1 or mps.
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+    /// Threads of each worker [default: the cores of this computer, shared between its workers]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle train runs/demo.toml
+  trestle train runs/tiny.toml --data book.txt --sample 200 --prompt 'Once'
+  trestle train runs/tiny.toml --data book.txt --set boundary.width=16 --set optimizer.kind=muon
+  trestle train runs/tiny.toml --data book.txt --resume
+
+Ctrl-C stops at the end of the step, saved; --resume goes on exactly there.")]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Tokens to generate at the end.
+    #[arg(long, value_name = "TOKENS", default_value_t = 120)]
+    pub(crate) sample: u32,
+    /// What the generated text begins with [default: the first words of the held-out text]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Print each step as a line of JSON on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle serve runs/tiny.toml --data book.txt --listen 0.0.0.0:4433
+  trestle serve runs/tiny.toml --data book.txt --resume
+
+Prints the ticket on stdout; each peer then runs `trestle join TICKET`. Peers that hold the first or the
+last stage need the same text: `trestle join TICKET --data book.txt`.")]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Address to listen on; port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:0")]
+    pub(crate) listen: SocketAddr,
+    /// Address at which others reach this peer, if it is another; may be given several times.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise: Vec<SocketAddr>,
+    /// Print each step as a line of JSON on stdout, after the ticket.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `join`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle join trestle1abc...
+  trestle join trestle1abc... --stage 0 --data book.txt
+  trestle join trestle1abc... --device cuda:1")]
+pub(crate) struct JoinArgs {
+    /// The ticket that `trestle serve` printed.
+    pub(crate) ticket: String,
+    /// The stage to ask for, counted from 0 [default: whichever is free]
+    #[arg(long, value_name = "N")]
+    pub(crate) stage: Option<u16>,
+    /// The run's text, which the first and the last stage read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// The run's tokenizer.json, if it has one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// The field of JSON lines that holds the text; without it, the text is read as it is.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
+    /// Name of this peer's own folder in there.
+    #[arg(long, value_name = "NAME", default_value = "worker", hide = true)]
+    pub(crate) name: String,
+    /// End when standard input closes.
+    #[arg(long, hide = true)]
+    pub(crate) tied: bool,
+    /// The device's peak in FLOP/s, instead of measuring it.
+    #[arg(long, value_name = "FLOPS", hide = true)]
+    pub(crate) peak_flops: Option<f64>,
+    /// Folder of this peer: its key, checkpoints and event log [default: trestle-peer]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Address to listen on; port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:0")]
+    pub(crate) listen: SocketAddr,
+    /// Address at which others reach this peer, if it is another; may be given several times.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise: Vec<SocketAddr>,
+}
+
+/// Arguments of `simulate`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle simulate sim/scenarios/flush
+  trestle simulate sim/scenarios/* --seed 7")]
+pub(crate) struct SimulateArgs {
+    /// Scenario files: a script and its outcome.
+    #[arg(value_name = "SCENARIO", required = true)]
+    pub(crate) scenarios: Vec<PathBuf>,
+    /// The seed of every draw [default: the scenario's]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Print the outcome as a line of JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle generate trestle-run/tiny --prompt 'Once upon'
+  trestle generate trestle-run/tiny --tokens 500 --temperature 0.6 --seed 3")]
+pub(crate) struct GenerateArgs {
+    /// The folder of a run, or of one of its checkpoints.
+    #[arg(value_name = "DIR")]
+    pub(crate) path: PathBuf,
+    /// What the text begins with.
+    #[arg(long, value_name = "TEXT", default_value = "\n")]
+    pub(crate) prompt: String,
+    /// Tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) tokens: u32,
+    /// 0 takes the likeliest token, 1 draws as the model predicts.
+    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
+    pub(crate) temperature: f64,
+    /// The seed of the draws.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle inspect runs/100b.toml                       parameters, messages and memory of each stage
+  trestle inspect runs/tiny.toml --set boundary.width=16
+  trestle inspect trestle-run/tiny                     how far a run is
+  trestle inspect events.jsonl --json")]
+pub(crate) struct InspectArgs {
+    /// A run file, a checkpoint, an event log, or the folder of a run.
+    pub(crate) path: PathBuf,
+    /// Set any field of the run file; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle completions bash > ~/.local/share/bash-completion/completions/trestle
+  trestle completions zsh > ~/.zfunc/_trestle")]
+pub(crate) struct CompletionsArgs {
+    /// Which shell.
+    pub(crate) shell: Shell,
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        Ok(_) | Err(_) => Err("expected a number not below 0, such as 0.8".into()),
+    }
+}

@@ -1,0 +1,10 @@
+//! Whole runs as a user starts them: real processes, real sockets on loopback, a tiny model.
+
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+mod bad_input;
+mod command;
+mod golden;
+mod resume;
+mod serve_join;
+mod simulated;
