@@ -1,0 +1,75 @@
+"""Turns the output of a benchmark into a row of BENCHMARKS.md. Called by bench.sh.
+
+usage: bench_rows.py stage DTYPE OURS THEIRS | message FILE | swarm OURS... THEIRS...
+"""
+
+import json
+import statistics
+import sys
+
+# Tokens of the timed stage's microbatch: 4 samples of 256.
+STAGE_TOKENS = 1024
+
+
+def objects(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.startswith("{")]
+
+
+def stage(dtype, ours, theirs):
+    ours = [1000 * STAGE_TOKENS / run["median_ms"] for run in objects(ours)]
+    theirs = [1000 * STAGE_TOKENS / run["median_ms"] for run in objects(theirs)]
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+    print(
+        f"| one stage, {dtype}, 2 threads | {statistics.median(ours):.0f} tokens/s | "
+        f"PyTorch {statistics.median(theirs):.0f} tokens/s | {ratio:.2f}x | at least 0.95x |"
+    )
+
+
+def message(path):
+    with open(path, encoding="utf-8") as file:
+        print(f"message of 2.2 MB over loopback, against bare iroh, at most 1.3x: {json.dumps(json.load(file))}")
+
+
+def swarm(paths):
+    half = len(paths) // 2
+    ours, theirs = [], []
+    shares = []
+    bytes_per_token = []
+    for path in paths[:half]:
+        steps = [event for event in objects(path) if event["event"] == "step"][5:]
+        seconds = sum(step["wall_seconds"] for step in steps)
+        ours.append(sum(step["tokens"] for step in steps) / seconds)
+        bytes_per_token.append(sum(step["wire_bytes_per_token"] for step in steps) / len(steps))
+        for stage in range(len(steps[0]["stages"])):
+            mine = [step["stages"][stage] for step in steps]
+            wall = sum(step["wall_seconds"] for step in mine)
+            compute = sum(step["compute_seconds"] for step in mine) / wall
+            serialise = sum(step["serialise_seconds"] for step in mine) / wall
+            shares.append((stage, compute - serialise, serialise, 1 - compute))
+    for path in paths[half:]:
+        theirs.append(objects(path)[0]["tokens_per_second"])
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+    print(
+        f"| swarm of 4 processes, async | {statistics.median(ours):.0f} tokens/s | "
+        f"PyTorch, 1 process, 2 threads: {statistics.median(theirs):.0f} tokens/s | {ratio:.2f}x | at least 0.85x |"
+    )
+    for stage, compute, serialise, wait in shares[: len(shares) // half]:
+        print(f"  stage {stage}: compute {compute:.1%}, serialise {serialise:.1%}, wait and transfer {wait:.1%}")
+    print(f"  {statistics.median(bytes_per_token):.0f} bytes sent per token, all stages, counted under QUIC")
+
+
+def main():
+    match sys.argv[1:]:
+        case ["stage", dtype, ours, theirs]:
+            stage(dtype, ours, theirs)
+        case ["message", path]:
+            message(path)
+        case ["swarm", *paths] if len(paths) >= 2 and len(paths) % 2 == 0:
+            swarm(paths)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
