@@ -1,6 +1,7 @@
 //! Owns the training of the stages that one process holds: forward, backward, optimizer step, checkpoint. Bytes and
 //! tokens go in and come out; no tensor leaves. It may not know where they come from, or in what order they will come.
 
+pub(crate) mod exchange;
 pub(crate) mod generation;
 pub(crate) mod inspection;
 pub(crate) mod network;

@@ -16,6 +16,7 @@ mod initial;
 pub mod input;
 mod layout;
 pub mod optimizer;
+pub mod outer;
 pub mod parameter;
 pub mod schedule;
 mod stage;

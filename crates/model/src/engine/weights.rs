@@ -134,6 +134,11 @@ impl Weights {
         &self.sums
     }
 
+    /// Takes over sums of gradients, in slot order and of the parameters' shapes.
+    pub(crate) fn set_sums(&mut self, sums: Vec<Tensor>) {
+        self.sums = sums.into_iter().map(Some).collect();
+    }
+
     fn clear_sums(&mut self) {
         self.sums.iter_mut().for_each(|sum| *sum = None);
     }
