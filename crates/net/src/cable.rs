@@ -5,13 +5,13 @@
 
 use crate::address::Address;
 use crate::config::{Limits, NetConfig};
+use crate::congestion::Factory;
 use crate::error::BindError;
 use crate::lane::LANES;
 use iroh::endpoint::{
     Connection, ConnectionError, PortmapperConfig, QuicTransportConfig, RelayMode, VarInt, presets,
 };
 use iroh::{Endpoint, EndpointAddr, PublicKey, SecretKey, TransportAddr, Watcher};
-use noq_proto::congestion::Bbr3Config;
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
@@ -157,7 +157,7 @@ pub(crate) fn words(error: &dyn Error) -> String {
 fn transport(limits: &Limits) -> QuicTransportConfig {
     let heartbeat = limits.silence_max / 3;
     QuicTransportConfig::builder()
-        .congestion_controller_factory(Arc::new(Bbr3Config::default()))
+        .congestion_controller_factory(Arc::new(Factory::default()))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(LANES))
         .datagram_receive_buffer_size(None)

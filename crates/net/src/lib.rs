@@ -7,6 +7,7 @@ mod accept;
 pub mod address;
 mod cable;
 pub mod config;
+mod congestion;
 mod control;
 pub mod counters;
 pub mod error;
