@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Join(JoinArgs),
     /// Run scenarios in the simulator: the same decisions, in virtual time.
     Simulate(SimulateArgs),
+    /// Measure how fast replicas agree: outer steps without training, here or between computers.
+    Rehearse(RehearseArgs),
     /// Let a trained model continue a text.
     Generate(GenerateArgs),
     /// Say what is in a run file, a checkpoint, an event log or the folder of a run.
@@ -255,4 +257,47 @@ fn temperature(text: &str) -> Result<f64, String> {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
         Ok(_) | Err(_) => Err("expected a number not below 0, such as 0.8".into()),
     }
+}
+
+/// Arguments of `rehearse`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle rehearse --replicas 4 --parameters 8388608 --codec f32
+  trestle rehearse --replicas 3 --listen 0.0.0.0:4433      prints a ticket, and waits for three peers
+  trestle rehearse --join TICKET")]
+pub(crate) struct RehearseArgs {
+    /// Replicas that exchange.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=256))]
+    pub(crate) replicas: u16,
+    /// Parameters of a replica, rounded up to whole rows of 1,024.
+    #[arg(long, value_name = "N", default_value_t = 8 << 20, value_parser = clap::value_parser!(u64).range(2048..=1 << 34))]
+    pub(crate) parameters: u64,
+    /// Outer steps.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(crate) rounds: u64,
+    /// How pseudo-gradients are written: sync.codec of a run file.
+    #[arg(long, default_value = "f32")]
+    pub(crate) codec: String,
+    /// How the weights go on: sync.rule of a run file; `gradients` averages without weights.
+    #[arg(long, default_value = "gradients")]
+    pub(crate) rule: String,
+    /// Host it for replicas that join from elsewhere: print the ticket and wait.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "join")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Take part as a replica, with the ticket of a host.
+    #[arg(long, value_name = "TICKET")]
+    pub(crate) join: Option<String>,
+    /// Folder for keys and event logs [default: a temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// What a replica is called in that folder.
+    #[arg(long, value_name = "NAME", default_value = "replica", requires = "join")]
+    pub(crate) name: String,
+    /// End when the standard input closes.
+    #[arg(long, hide = true)]
+    pub(crate) tied: bool,
+    /// Print each outer step as a line of JSON on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

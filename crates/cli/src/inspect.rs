@@ -2,6 +2,7 @@
 //!
 //! Owns how the kinds of file are told apart. May not know how any of them is read.
 
+pub(crate) mod agreement;
 pub(crate) mod checkpoint_report;
 pub(crate) mod folder_report;
 pub(crate) mod log_report;

@@ -94,6 +94,12 @@ async fn tell(mut events: mpsc::UnboundedReceiver<(Time, Event)>) {
             | Event::Computed { .. }
             | Event::Duplicate { .. }
             | Event::Step(_)
+            | Event::Outer(_)
+            | Event::Agreed { .. }
+            | Event::Restored { .. }
+            | Event::Flawed { .. }
+            | Event::Disagreed { .. }
+            | Event::Excluded { .. }
             | Event::Evaluated { .. }
             | Event::Durable { .. }
             | Event::Ledger { .. }
@@ -104,7 +110,7 @@ async fn tell(mut events: mpsc::UnboundedReceiver<(Time, Event)>) {
 }
 
 /// Ends this process when its standard input closes: a worker of a local run must not outlive the run.
-fn end_with_parent() {
+pub(crate) fn end_with_parent() {
     std::thread::spawn(|| {
         let mut rest = Vec::new();
         let _ = std::io::stdin().read_to_end(&mut rest);

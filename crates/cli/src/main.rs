@@ -14,6 +14,7 @@ mod join;
 mod memory;
 mod overrides;
 mod progress;
+mod rehearse;
 mod run;
 mod run_file;
 mod serve;
@@ -47,6 +48,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Train(args) => train::train(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Join(args) => join::join(&args),
+        Command::Rehearse(args) => rehearse::rehearse(&args),
         Command::Generate(args) => generate::generate(&args),
         Command::Simulate(args) => simulate::simulate(&args),
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use trestle_protocol::event::{Event, StepSummary};
+use trestle_protocol::event::{Event, OuterSummary, StepSummary, Verdict};
 use trestle_protocol::ids::PeerId;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::time::Time;
@@ -97,6 +97,12 @@ impl Progress {
             | Event::Computed { .. }
             | Event::Duplicate { .. }
             | Event::Evaluated { .. }
+            | Event::Outer(_)
+            | Event::Agreed { .. }
+            | Event::Restored { .. }
+            | Event::Flawed { .. }
+            | Event::Disagreed { .. }
+            | Event::Excluded { .. }
             | Event::Saved { .. }
             | Event::Durable { .. }
             | Event::Ledger { .. }
@@ -189,6 +195,24 @@ impl Progress {
                 "ledger: {planned} microbatches planned, credited by stage {credited:?}, {duplicates} duplicates"
             ),
             Event::Draining { border } => format!("stopping at step {border}"),
+            Event::Outer(summary) => match summary.verdict {
+                Verdict::Committed if summary.attempts.0 <= 1 => return None,
+                Verdict::Committed => {
+                    format!("outer step {} committed at try {}", summary.outer.0, summary.attempts.0)
+                }
+                Verdict::Restored => {
+                    format!("outer step {} restored: all go on as before it", summary.outer.0)
+                }
+            },
+            Event::Flawed { outer, replica, reason } => {
+                format!("outer step {}: what replica {replica} sent cannot be used: {reason}", outer.0)
+            }
+            Event::Disagreed { outer, stage, shard } => {
+                format!("outer step {}: reducers of shard {shard} of stage {stage} disagree", outer.0)
+            }
+            Event::Excluded { outer, peer, stage } => {
+                format!("outer step {}: peer {peer} of stage {stage} does not answer", outer.0)
+            }
             Event::PeerLost { peer, stage: Some(stage), reason } => {
                 format!("peer {peer}, which holds stage {stage}, is lost: {reason}")
             }
@@ -205,6 +229,8 @@ impl Progress {
             | Event::Computed { .. }
             | Event::Duplicate { .. }
             | Event::Step(_)
+            | Event::Agreed { .. }
+            | Event::Restored { .. }
             | Event::Saved { .. }
             | Event::Durable { .. }
             | Event::Finished { .. } => return None,
@@ -223,6 +249,7 @@ impl Progress {
                 json!({ "event": "evaluated", "step": step.0, "loss": loss, "floor": self.floor })
             }
             Event::Durable { step, .. } => json!({ "event": "durable", "step": step.0 }),
+            Event::Outer(summary) => outer_json(summary),
             Event::Ledger { planned, credited, duplicates } => {
                 json!({ "event": "ledger", "planned": planned, "credited": credited, "duplicates": duplicates })
             }
@@ -245,9 +272,35 @@ impl Progress {
             | Event::Refused { .. }
             | Event::Rejected { .. }
             | Event::RefusedBy { .. }
+            | Event::Agreed { .. }
+            | Event::Restored { .. }
+            | Event::Flawed { .. }
+            | Event::Disagreed { .. }
+            | Event::Excluded { .. }
             | Event::Draining { .. } => return None,
         })
     }
+}
+
+pub(crate) fn outer_json(summary: &OuterSummary) -> Value {
+    let verdict = match summary.verdict {
+        Verdict::Committed => "committed",
+        Verdict::Restored => "restored",
+    };
+    let digests: Vec<_> = summary
+        .digests
+        .iter()
+        .map(|(stage, digest)| json!({ "stage": stage.0, "weights": digest.to_hex() }))
+        .collect();
+    json!({
+        "event": "outer",
+        "outer": summary.outer.0,
+        "step": summary.step.0,
+        "verdict": verdict,
+        "seconds": summary.took.as_secs_f64(),
+        "tries": summary.attempts.0,
+        "digests": digests,
+    })
 }
 
 fn step_json(at: Time, summary: &StepSummary, figures: Option<Figures>) -> Value {
@@ -260,6 +313,8 @@ fn step_json(at: Time, summary: &StepSummary, figures: Option<Figures>) -> Value
                 "replica": place.replica.0,
                 "compute_seconds": report.compute.as_secs_f64(),
                 "serialise_seconds": report.serialise.as_secs_f64(),
+                "sync_seconds": report.sync.as_secs_f64(),
+                "lost_seconds": report.lost.as_secs_f64(),
                 "wall_seconds": report.wall.as_secs_f64(),
                 "wire_bytes": report.wire_bytes,
                 "gradient_norm": report.gradient_norm,

@@ -11,12 +11,14 @@ pub(crate) mod raw;
 mod refusals;
 pub(crate) mod sections;
 pub(crate) mod source;
+pub(crate) mod sync;
 
 use std::path::{Path, PathBuf};
 
 use trestle_protocol::ids::Digest;
+use trestle_protocol::spec::sync::SyncSpec;
 use trestle_protocol::spec::{
-    BoundarySpec, CheckpointSpec, DataSource, DataSpec, EvaluationSpec, ModelSpec, OptimizerSpec, OuterSpec,
+    BoundarySpec, CheckpointSpec, DataSource, DataSpec, EvaluationSpec, ModelSpec, OptimizerSpec,
     PipelineSpec, RunSpec, Tokenizer, TrainingSpec,
 };
 
@@ -41,7 +43,7 @@ pub(crate) struct RunFile {
     pipeline: PipelineSpec,
     training: TrainingSpec,
     optimizer: OptimizerSpec,
-    outer: OuterSpec,
+    sync: SyncSpec,
     data: DataSection,
     evaluation: EvaluationSpec,
     checkpoint: CheckpointSpec,
@@ -69,10 +71,13 @@ impl RunFile {
         let boundary = layout::boundary(&check, &raw.boundary, &model, &pipeline)?;
         let training = sections::training(&check, &raw.training)?;
         let optimizer = sections::optimizer(&check, &raw.optimizer)?;
-        let outer = sections::outer(&check, &raw.outer)?;
+        let sync = sync::sync(&check, &raw.sync)?;
         let data = sections::data(&check, &raw.data)?;
         let evaluation = sections::evaluation(&check, &raw.evaluation, data.held_out_permille)?;
         let checkpoint = sections::checkpoint(&check, &raw.checkpoint)?;
+        if pipeline.replicas > 1 {
+            sync::borders_meet(&check, &sync, &evaluation, &checkpoint)?;
+        }
         let folder = file.parent().unwrap_or(Path::new("")).to_owned();
         Ok(Self {
             written,
@@ -84,7 +89,7 @@ impl RunFile {
             pipeline,
             training,
             optimizer,
-            outer,
+            sync,
             data,
             evaluation,
             checkpoint,
@@ -188,7 +193,7 @@ impl RunFile {
             pipeline: self.pipeline.clone(),
             training: self.training.clone(),
             optimizer: self.optimizer.clone(),
-            outer: self.outer.clone(),
+            sync: self.sync.clone(),
             data: DataSpec {
                 source,
                 tokenizer: if self.data.tokenizer.is_some() { Tokenizer::File } else { Tokenizer::Bytes },
@@ -288,7 +293,15 @@ mod tests {
             "optimizer.weight_decay=0",
             "optimizer.muon_learning_rate=0.3",
             "optimizer.muon_momentum=0.9",
-            "outer.inner_steps=10",
+            "sync.inner_steps=20",
+            "sync.overlap=false",
+            "sync.delay=3",
+            "sync.rule=mean",
+            "sync.learning_rate=0.6",
+            "sync.momentum=0.8",
+            "sync.momentum_ramp=5",
+            "sync.codec=sparseloco",
+            "sync.error_decay=0.9",
             "data.source=generated",
             "data.tokenizer=t.json",
             "data.held_out_permille=60",
@@ -341,7 +354,14 @@ mod tests {
     fn every_field_is_documented_in_its_section() {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/run-file.md");
         let page = std::fs::read_to_string(page).unwrap();
-        let others = ["pipeline.stages", "pipeline.staleness_max", "data.path", "data.field", "data.tokens"];
+        let others = [
+            "pipeline.stages",
+            "pipeline.staleness_max",
+            "sync.overlap",
+            "data.path",
+            "data.field",
+            "data.tokens",
+        ];
         let fields = spec(&[]).fields().into_iter().map(|(field, _)| field).chain(others);
         for field in fields.filter(|field| *field != "data.manifest") {
             let (heading, key) = match field.split_once('.') {

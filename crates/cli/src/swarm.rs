@@ -10,6 +10,8 @@ use std::process::Stdio;
 use tokio::process::{Child, Command};
 use trestle_model::device::ENVIRONMENT;
 use trestle_net::Ticket;
+use trestle_protocol::ids::{ReplicaId, StageId};
+use trestle_protocol::plan::Place;
 use trestle_settings::data::LocalData;
 
 use crate::attend::RESUME_HINT;
@@ -27,24 +29,29 @@ pub(crate) struct SwarmConfig<'a> {
     pub(crate) threads: u16,
     pub(crate) peak_flops: f64,
     pub(crate) stages: u16,
+    pub(crate) replicas: u16,
 }
 
 /// The running children; dropping it ends them.
 pub(crate) struct Swarm {
-    children: Vec<(u16, Child, PathBuf)>,
+    children: Vec<(Place, Child, PathBuf)>,
 }
 
 impl Swarm {
-    /// Starts one worker for each stage.
+    /// Starts one worker for each stage and replica, the first replicas of all stages before the second.
     pub(crate) fn start(config: &SwarmConfig<'_>) -> Result<Self, Failure> {
         let mut children = Vec::new();
-        for stage in 0..config.stages {
-            let folder = config.directory.join(worker_name(stage));
+        let places = (0..config.replicas).flat_map(|replica| {
+            let replica = ReplicaId(replica);
+            (0..config.stages).map(move |stage| Place { stage: StageId(stage), replica })
+        });
+        for place in places {
+            let name = worker_name(place);
+            let folder = config.directory.join(&name);
             let words = folder.join("stderr.log");
-            let child = spawn(config, stage, &folder, &words).map_err(|error| {
-                Failure::failed(format!("cannot start the worker of stage {stage}: {error}"))
-            })?;
-            children.push((stage, child, words));
+            let child = spawn(config, place.stage, &name, &words)
+                .map_err(|error| Failure::failed(format!("cannot start {name}: {error}")))?;
+            children.push((place, child, words));
         }
         Ok(Self { children })
     }
@@ -52,13 +59,14 @@ impl Swarm {
     /// Waits until a worker ends before it should, and says which, how, and what it said last.
     pub(crate) async fn first_to_fall(&mut self) -> Failure {
         loop {
-            for (stage, child, words) in &mut self.children {
+            for (place, child, words) in &mut self.children {
                 if let Ok(Some(status)) = child.try_wait()
                     && !status.success()
                 {
                     let words = last_words(words);
                     let said = if words.is_empty() { String::new() } else { format!("\n{words}") };
-                    return Failure::failed(format!("the worker of stage {stage} ended: {status}{said}"))
+                    let name = worker_name(*place);
+                    return Failure::failed(format!("{name} of stage {} ended: {status}{said}", place.stage))
                         .hint(RESUME_HINT);
                 }
             }
@@ -75,18 +83,22 @@ impl Swarm {
     }
 }
 
-/// Names a worker's folder inside the run's.
-pub(crate) fn worker_name(stage: u16) -> String {
-    format!("worker-{stage}")
+/// Names the folder, inside the run's, of the worker that is started for a place. Which of a stage's places it gets is the
+/// coordinator's to say.
+pub(crate) fn worker_name(place: Place) -> String {
+    match place.replica {
+        ReplicaId(0) => format!("worker-{}", place.stage),
+        ReplicaId(replica) => format!("worker-{}-replica-{replica}", place.stage),
+    }
 }
 
-fn spawn(config: &SwarmConfig<'_>, stage: u16, folder: &Path, words: &Path) -> io::Result<Child> {
-    fs::create_dir_all(folder)?;
+fn spawn(config: &SwarmConfig<'_>, stage: StageId, name: &str, words: &Path) -> io::Result<Child> {
+    fs::create_dir_all(config.directory.join(name))?;
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg("join")
         .arg(config.ticket.to_string())
-        .args(["--stage", &stage.to_string(), "--name", &worker_name(stage), "--tied"])
+        .args(["--stage", &stage.to_string(), "--name", name, "--tied"])
         .args(["--listen", "127.0.0.1:0", "--device", config.device])
         .args(["--threads", &config.threads.to_string()])
         .args(["--peak-flops", &format!("{}", config.peak_flops)])

@@ -29,7 +29,8 @@ pub(crate) fn train(args: &TrainArgs) -> Result<(), Failure> {
     let device = prepare(&args.device.device, cores())?;
     let peak =
         measure_peak(device, dtype(run.spec.pipeline.compute)).map_err(|error| Failure::failed(&error))?;
-    let share = u16::try_from(cores()).unwrap_or(u16::MAX) / stages;
+    let workers = stages.saturating_mul(run.spec.pipeline.replicas);
+    let share = u16::try_from(cores()).unwrap_or(u16::MAX) / workers;
     let threads = args.device.threads.unwrap_or(share.max(1));
     let style = if args.json { Style::Json } else { Style::for_people() };
     let floor = run.dataset.entropy_floor();
@@ -73,8 +74,9 @@ async fn drive(run: &Run, local: &Local) -> Result<Outcome, Failure> {
         local: &run.local,
         device: &local.device,
         threads: local.threads,
-        peak_flops: local.peak / f64::from(run.spec.stages()),
+        peak_flops: local.peak / f64::from(run.spec.stages()) / f64::from(run.spec.pipeline.replicas),
         stages: run.spec.stages(),
+        replicas: run.spec.pipeline.replicas,
     })?;
     let mut progress = Progress::new(&run.spec, local.style, local.floor);
     let outcome = attend(coordinator, events, &mut progress, swarm.first_to_fall()).await?;

@@ -3,8 +3,7 @@
 //! Owns the engine and the data set. Carries out one job after another and decides nothing.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,13 +13,18 @@ use trestle_model::checkpoint;
 use trestle_model::device::DeviceKind;
 use trestle_model::engine::Engine;
 use trestle_model::input::{Mode, StageInput, StageOutput};
-use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, Split, StageId};
+use trestle_protocol::agenda::Agenda;
+use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, Split};
 use trestle_protocol::message::Start;
+use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Input, Output, StoredItem, Took};
 use trestle_protocol::spec::RunSpec;
+use trestle_protocol::sync::task::SyncDone;
 use trestle_protocol::time::Span;
 
+use crate::agreement::{Agreement, Shelf};
 use crate::directory::Directory;
+use crate::words::with_hint;
 use trestle_settings::data::{LocalData, data_config};
 use trestle_settings::model::engine_config;
 
@@ -30,11 +34,13 @@ const CHECKPOINTS_KEPT: usize = 2;
 /// Something to compute; each is answered by one input of the core.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Load { stage: StageId, start: Start },
+    Load { place: Place, start: Start },
     Forward { microbatch: MicrobatchId, data_index: u64, input: Option<Bytes> },
     Backward { microbatch: MicrobatchId, data_index: u64, input: Option<Bytes>, gradient: Option<Bytes> },
     Step { microbatches: u32 },
     Save { step: InnerStep },
+    Snapshot { outer: OuterStep },
+    Adopt { outer: OuterStep },
 }
 
 /// What the thread works with.
@@ -44,6 +50,8 @@ pub(crate) struct ComputeConfig {
     pub(crate) device: DeviceKind,
     pub(crate) local: LocalData,
     pub(crate) directory: Directory,
+    /// What the thread of the outer steps works on too.
+    pub(crate) shelf: Arc<Shelf>,
 }
 
 /// Starts the thread. It ends when the sender of jobs is dropped.
@@ -68,8 +76,10 @@ struct Computer {
 }
 
 struct Seat {
-    stage: StageId,
+    place: Place,
     engine: Engine,
+    /// `None` where the stage has one replica.
+    agreement: Option<Agreement>,
     /// The first stage reads inputs, the last targets; the others read no text.
     dataset: Option<Dataset>,
     reads: Reads,
@@ -84,8 +94,8 @@ struct Reads {
 impl Computer {
     fn run(&mut self, job: Job) -> Result<Input, String> {
         let began = Instant::now();
-        if let Job::Load { stage, start } = job {
-            let seat = load(&self.config, stage, start)?;
+        if let Job::Load { place, start } = job {
+            let seat = load(&self.config, place, start)?;
             self.seat = Some(seat);
             let step = match start {
                 Start::Fresh => InnerStep(0),
@@ -124,6 +134,16 @@ impl Computer {
                 let digest = seat.save(&self.config, step)?;
                 let item = StoredItem::Checkpoint { step, digest };
                 Ok(Input::Stored { item, took: seat.took(began) })
+            }
+            Job::Snapshot { outer } => {
+                let agreement = seat.agreement.as_mut().expect("only replicas exchange");
+                agreement.snapshot(outer, &mut seat.engine)?;
+                Ok(Input::Sync(SyncDone::Snapshotted { outer, took: seat.took(began).total }))
+            }
+            Job::Adopt { outer } => {
+                let agreement = seat.agreement.as_mut().expect("only replicas exchange");
+                agreement.adopt(&mut seat.engine)?;
+                Ok(Input::Sync(SyncDone::Adopted { outer, took: seat.took(began).total }))
             }
         }
     }
@@ -177,38 +197,56 @@ impl Seat {
     fn save(&self, config: &ComputeConfig, step: InnerStep) -> Result<Digest, String> {
         let path = config
             .directory
-            .room_for_checkpoint(self.stage, step)
+            .room_for_checkpoint(self.place, step)
             .map_err(|error| with_hint(&error, Some(error.hint())))?;
         let labels = BTreeMap::from([
             ("run".to_owned(), config.spec.digest().to_hex()),
-            ("stage".to_owned(), self.stage.to_string()),
+            ("stage".to_owned(), self.place.stage.to_string()),
+            ("replica".to_owned(), self.place.replica.to_string()),
             ("step".to_owned(), step.to_string()),
             ("next_microbatch".to_owned(), {
-                let per_step = u64::from(config.spec.pipeline.microbatches_per_step);
-                (step.0 * per_step).to_string()
+                let agenda = Agenda::new(&config.spec);
+                agenda.training_of(step).start.to_string()
             }),
             ("data_manifest".to_owned(), config.spec.data.manifest.to_hex()),
         ]);
         let digest = self.engine.save(&path, &labels).map_err(|error| with_hint(&error, error.hint()))?;
+        let outer = config.directory.outer(self.place, step);
+        let digest = match &self.agreement {
+            Some(agreement) => both(digest, agreement.save(&outer, &labels)?),
+            None => Digest(digest),
+        };
         config
             .directory
-            .prune(self.stage, CHECKPOINTS_KEPT)
+            .prune(self.place, CHECKPOINTS_KEPT)
             .map_err(|error| with_hint(&error, Some(error.hint())))?;
-        Ok(Digest(digest))
+        Ok(digest)
     }
 }
 
-fn load(config: &ComputeConfig, stage: StageId, start: Start) -> Result<Seat, String> {
-    let spec = &config.spec;
+/// Names two files that belong together.
+fn both(checkpoint: [u8; 32], outer: [u8; 32]) -> Digest {
+    Digest::of(&[checkpoint, outer].concat())
+}
+
+fn load(config: &ComputeConfig, place: Place, start: Start) -> Result<Seat, String> {
+    let (spec, stage) = (&config.spec, place.stage);
     let reads = Reads { inputs: stage.0 == 0, targets: stage.0 + 1 == spec.stages() };
     let dataset = if reads.inputs || reads.targets { Some(open_data(spec, &config.local)?) } else { None };
     let held = usize::from(stage.0)..usize::from(stage.0) + 1;
     let mut engine = Engine::new(engine_config(spec, held, config.device))
         .map_err(|error| with_hint(&error, error.hint()))?;
+    let mut outer = None;
     if let Start::Checkpoint { step, digest } = start {
-        let path = config.directory.checkpoint(stage, step);
+        let path = config.directory.checkpoint(place, step);
         let found = checkpoint::inspect(&path).map_err(|error| with_hint(&error, error.hint()))?;
-        let found = Digest(found.digest);
+        let found = if spec.pipeline.replicas > 1 {
+            let path = outer.insert(config.directory.outer(place, step));
+            let state = checkpoint::inspect(path).map_err(|error| with_hint(&error, error.hint()))?;
+            both(found.digest, state.digest)
+        } else {
+            Digest(found.digest)
+        };
         if found != digest {
             return Err(format!(
                 "checkpoint {} has digest {found}, the run continues from {digest}",
@@ -217,7 +255,8 @@ fn load(config: &ComputeConfig, stage: StageId, start: Start) -> Result<Seat, St
         }
         engine.load(&path).map_err(|error| with_hint(&error, error.hint()))?;
     }
-    Ok(Seat { stage, engine, dataset, reads })
+    let agreement = Agreement::open(spec, &engine, Arc::clone(&config.shelf), outer.as_deref())?;
+    Ok(Seat { place, engine, agreement, dataset, reads })
 }
 
 /// Opens the data set of a run and checks that it is the one that all peers read.
@@ -239,13 +278,6 @@ fn stage_input<'a>(text: &'a Microbatch, input: Option<&'a Bytes>) -> StageInput
     match input {
         Some(bytes) => StageInput::Boundary(bytes),
         None => StageInput::Tokens(&text.inputs),
-    }
-}
-
-fn with_hint(error: &dyn Display, hint: Option<impl Display>) -> String {
-    match hint {
-        Some(hint) => format!("{error} (hint: {hint})"),
-        None => error.to_string(),
     }
 }
 

@@ -7,7 +7,9 @@
 //! DIR/state.sqlite                           the coordinator's state
 //! DIR/NAME/key                               a node's secret key, 64 hexadecimal digits
 //! DIR/NAME/events.jsonl[.1 .. ]              a node's event log
-//! DIR/checkpoints/stage-3/step-00000020.safetensors
+//! DIR/checkpoints/stage-3/step-00000020.safetensors            of its first replica
+//! DIR/checkpoints/stage-3-replica-1/step-00000020.safetensors  of its second
+//! DIR/checkpoints/stage-3-replica-1/outer-00000020.safetensors what the replica's outer steps go on from
 //! ```
 
 use std::fs;
@@ -15,7 +17,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::SigningKey;
-use trestle_protocol::ids::{InnerStep, StageId};
+use trestle_protocol::ids::{InnerStep, ReplicaId, StageId};
+use trestle_protocol::plan::Place;
 
 /// A run's directory, as one node uses it.
 #[derive(Clone, Debug)]
@@ -75,23 +78,28 @@ impl Directory {
         self.node.join("events.jsonl")
     }
 
-    /// Returns where a stage's checkpoint at a step is.
-    pub fn checkpoint(&self, stage: StageId, step: InnerStep) -> PathBuf {
-        checkpoint_path(&self.root, stage, step)
+    /// Returns where a place's checkpoint at a step is.
+    pub fn checkpoint(&self, place: Place, step: InnerStep) -> PathBuf {
+        place_path(&self.root, place).join(format!("step-{:08}.safetensors", step.0))
     }
 
-    /// Returns where a stage's checkpoint at a step goes, after making the folder for it.
-    pub fn room_for_checkpoint(&self, stage: StageId, step: InnerStep) -> Result<PathBuf, DirectoryError> {
-        let folder = stage_path(&self.root, stage);
+    /// Returns where the state of a place's outer steps is, as of a step.
+    pub fn outer(&self, place: Place, step: InnerStep) -> PathBuf {
+        place_path(&self.root, place).join(format!("outer-{:08}.safetensors", step.0))
+    }
+
+    /// Returns where a place's checkpoint at a step goes, after making the folder for it.
+    pub fn room_for_checkpoint(&self, place: Place, step: InnerStep) -> Result<PathBuf, DirectoryError> {
+        let folder = place_path(&self.root, place);
         fs::create_dir_all(&folder).map_err(|source| io_error("make", &folder, source))?;
-        Ok(self.checkpoint(stage, step))
+        Ok(self.checkpoint(place, step))
     }
 
-    /// Removes a stage's checkpoints, but for the latest `keep` and any after them.
+    /// Removes a place's checkpoints, but for the latest `keep` and any after them.
     ///
-    /// Two must stay: the coordinator's state names the one before until all stages have written the last.
-    pub fn prune(&self, stage: StageId, keep: usize) -> Result<(), DirectoryError> {
-        let folder = stage_path(&self.root, stage);
+    /// Two must stay: the coordinator's state names the one before until all places have written the last.
+    pub fn prune(&self, place: Place, keep: usize) -> Result<(), DirectoryError> {
+        let folder = place_path(&self.root, place);
         let entries = fs::read_dir(&folder).map_err(|source| io_error("read", &folder, source))?;
         let mut files: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -101,6 +109,10 @@ impl Directory {
         let surplus = files.len().saturating_sub(keep);
         for path in &files[..surplus] {
             fs::remove_file(path).map_err(|source| io_error("remove", path, source))?;
+            let outer = step_in(path).map(|step| self.outer(place, step)).filter(|outer| outer.exists());
+            if let Some(outer) = outer {
+                fs::remove_file(&outer).map_err(|source| io_error("remove", &outer, source))?;
+            }
         }
         Ok(())
     }
@@ -131,13 +143,22 @@ pub fn state_path(root: &Path) -> PathBuf {
     root.join("state.sqlite")
 }
 
-/// Returns where a stage's checkpoint at a step is.
+/// Returns where the checkpoint of a stage's first replica at a step is: all replicas have the same weights in theirs.
 pub fn checkpoint_path(root: &Path, stage: StageId, step: InnerStep) -> PathBuf {
     stage_path(root, stage).join(format!("step-{:08}.safetensors", step.0))
 }
 
 fn stage_path(root: &Path, stage: StageId) -> PathBuf {
-    root.join("checkpoints").join(format!("stage-{stage}"))
+    place_path(root, Place { stage, replica: ReplicaId(0) })
+}
+
+fn place_path(root: &Path, place: Place) -> PathBuf {
+    let Place { stage, replica } = place;
+    let folder = match replica {
+        ReplicaId(0) => format!("stage-{stage}"),
+        ReplicaId(_) => format!("stage-{stage}-replica-{replica}"),
+    };
+    root.join("checkpoints").join(folder)
 }
 
 /// Reads the step out of a checkpoint's file name.
@@ -202,11 +223,17 @@ mod tests {
     fn pruning_keeps_the_latest_checkpoints() {
         let root = tempfile::tempdir().unwrap();
         let directory = Directory::open(root.path(), "worker-1").unwrap();
+        let place = |replica| Place { stage: StageId(1), replica: ReplicaId(replica) };
         for step in [5, 100, 20] {
-            let path = directory.room_for_checkpoint(StageId(1), InnerStep(step)).unwrap();
+            let path = directory.room_for_checkpoint(place(0), InnerStep(step)).unwrap();
             fs::write(path, "x").unwrap();
+            fs::write(directory.outer(place(0), InnerStep(step)), "x").unwrap();
         }
-        directory.prune(StageId(1), 2).unwrap();
+        let other = directory.room_for_checkpoint(place(1), InnerStep(5)).unwrap();
+        fs::write(&other, "x").unwrap();
+        directory.prune(place(0), 2).unwrap();
+        let outer = |step| directory.outer(place(0), InnerStep(step)).exists();
+        assert!(other.exists() && outer(100) && !outer(5), "replicas do not share files");
         assert_eq!(steps_of(root.path(), StageId(1)), [InnerStep(20), InnerStep(100)]);
     }
 }

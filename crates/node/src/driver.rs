@@ -6,12 +6,14 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use trestle_net::{Address, Net, NetEvent};
+use trestle_net::{Address, Net, NetEvent, SendError, Urgency};
 use trestle_protocol::event::Event;
 use trestle_protocol::ids::PeerId;
 use trestle_protocol::message::{Message, Outcome};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, StoreItem, StoredItem, Took};
+use trestle_protocol::sync::say::Say;
+use trestle_protocol::sync::task::SyncTask;
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::wire;
 
@@ -32,6 +34,8 @@ pub(crate) struct Driver {
     pub(crate) answers: mpsc::UnboundedReceiver<Input>,
     pub(crate) answer: mpsc::UnboundedSender<Input>,
     pub(crate) jobs: Option<Sender<Job>>,
+    /// What goes on beside computing.
+    pub(crate) tasks: Option<Sender<SyncTask>>,
     pub(crate) state: Option<State>,
     pub(crate) log: EventLog,
     pub(crate) watch: Option<Watch>,
@@ -80,7 +84,8 @@ impl Driver {
             match action {
                 Action::Dial { peer, address } => self.dial(peer, &address),
                 Action::Send { to, message } => self.send(to, &message),
-                Action::Load { stage, start } => self.compute(Job::Load { stage, start }),
+                Action::Load { place, start } => self.compute(Job::Load { place, start }),
+                Action::Sync(task) => self.agree(task),
                 Action::Forward { microbatch, data_index, input } => {
                     self.compute(Job::Forward { microbatch, data_index, input });
                 }
@@ -118,8 +123,35 @@ impl Driver {
     }
 
     fn send(&self, to: PeerId, message: &Message) {
-        if let Err(error) = self.net.send(to, wire::encode(message)) {
-            let _ = self.answer.send(Input::Lost { peer: to, reason: error.to_string() });
+        let chunk = matches!(message, Message::Sync(Say::Chunk { .. }));
+        let urgency = if chunk { Urgency::Bulk } else { Urgency::Work };
+        match (self.net.send_as(to, wire::encode(message), urgency), urgency) {
+            (Ok(()), _) => {}
+            // Who asked for a chunk and does not get it asks again.
+            (Err(SendError::Full { .. }), Urgency::Bulk) => {}
+            (Err(error), _) => {
+                let _ = self.answer.send(Input::Lost { peer: to, reason: error.to_string() });
+            }
+        }
+    }
+
+    /// Snapshots and adoptions touch the weights that compute; all else goes on beside.
+    fn agree(&self, task: SyncTask) {
+        match task {
+            SyncTask::Snapshot { outer } => self.compute(Job::Snapshot { outer }),
+            SyncTask::Adopt { outer } => self.compute(Job::Adopt { outer }),
+            SyncTask::Encode { .. }
+            | SyncTask::Reduce { .. }
+            | SyncTask::Stage { .. }
+            | SyncTask::Commit { .. }
+            | SyncTask::Restore { .. } => {
+                let tasks = self.tasks.as_ref().expect("only a worker's core asks for computation");
+                if tasks.send(task).is_err() {
+                    let _ = self
+                        .answer
+                        .send(Input::Faulted { reason: "the thread of the outer steps is gone".into() });
+                }
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use trestle_net::{BindError, DialError};
-use trestle_protocol::coordinator::StateError;
+use trestle_protocol::durable::StateError;
 
 use crate::directory::DirectoryError;
 use crate::state::StateFileError;

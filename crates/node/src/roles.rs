@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -17,6 +18,7 @@ use trestle_protocol::port::Input;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::worker::WorkerConfig;
 
+use crate::agreement::{self, Shelf};
 use crate::compute::{ComputeConfig, start};
 use crate::directory::Directory;
 use crate::driver::{Driver, Watch};
@@ -87,8 +89,19 @@ impl BoundCoordinator {
         std::fs::write(&marker, run_digest.to_hex()).map_err(NodeError::EventLog)?;
         let ticket = Ticket { coordinator: net.id(), address: net.address().clone(), run_digest };
         let (answer, answers) = mpsc::unbounded_channel();
-        let driver =
-            Driver { node, net, network, answers, answer, jobs: None, state: Some(state), log, watch, began };
+        let driver = Driver {
+            node,
+            net,
+            network,
+            answers,
+            answer,
+            jobs: None,
+            tasks: None,
+            state: Some(state),
+            log,
+            watch,
+            began,
+        };
         Ok(Self { ticket, driver })
     }
 
@@ -157,7 +170,16 @@ pub async fn work(options: WorkerOptions, stop: mpsc::Receiver<()>) -> Result<Ou
     };
     let log = EventLog::open(&directory.events(), net.id()).map_err(NodeError::EventLog)?;
     let (answer, answers) = mpsc::unbounded_channel();
-    let compute = ComputeConfig { spec: spec.clone(), device: *device, local: local.clone(), directory };
+    let shelf = Arc::new(Shelf::default());
+    let tasks = agreement::start(Arc::clone(&shelf), {
+        let answer = answer.clone();
+        move |input| {
+            let _ = answer.send(input);
+        }
+    })
+    .map_err(NodeError::Thread)?;
+    let compute =
+        ComputeConfig { spec: spec.clone(), device: *device, local: local.clone(), directory, shelf };
     let jobs = start(compute, {
         let answer = answer.clone();
         move |input| {
@@ -169,7 +191,7 @@ pub async fn work(options: WorkerOptions, stop: mpsc::Receiver<()>) -> Result<Ou
     let coordinator = ticket.coordinator;
     let node = Node::worker(WorkerConfig { spec, key, coordinator, join });
     let watch = watch.clone();
-    let jobs = Some(jobs);
-    let driver = Driver { node, net, network, answers, answer, jobs, state: None, log, watch, began };
+    let (jobs, tasks) = (Some(jobs), Some(tasks));
+    let driver = Driver { node, net, network, answers, answer, jobs, tasks, state: None, log, watch, began };
     driver.run(Some(Input::Connected { peer: coordinator }), stop).await
 }

@@ -3,7 +3,8 @@
 //! Owns which microbatch belongs to which inner step, where the borders are, and how old weights may be. Knows nothing of
 //! peers or of what is already done.
 
-use crate::ids::{InnerStep, MicrobatchId, Split};
+use crate::ids::{InnerStep, MicrobatchId, OuterStep, ReplicaId, Split};
+use crate::spec::sync::OuterRule;
 use crate::spec::{RunSpec, Schedule};
 use core::ops::Range;
 
@@ -11,11 +12,27 @@ use core::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agenda {
     steps: u64,
+    /// Of one replica of the pipeline.
     microbatches_per_step: u64,
+    replicas: u64,
     evaluation_every: u64,
     evaluation_microbatches: u64,
     checkpoint_every: u64,
     staleness_max: u64,
+    inner_steps: u64,
+    delay: u64,
+    exchanges: Exchanges,
+}
+
+/// What the replicas of a stage exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchanges {
+    /// Nothing: there is one replica.
+    Nothing,
+    /// The mean gradient of each inner step, before the optimizer uses it: data parallelism.
+    Gradients,
+    /// What each has learnt in some inner steps.
+    PseudoGradients,
 }
 
 /// A place in the order of the agenda: earlier work sorts first.
@@ -42,10 +59,20 @@ impl Agenda {
         Self {
             steps: spec.training.steps,
             microbatches_per_step: u64::from(spec.pipeline.microbatches_per_step),
+            replicas: u64::from(spec.pipeline.replicas),
             evaluation_every: spec.evaluation.every,
             evaluation_microbatches: u64::from(spec.evaluation.microbatches),
             checkpoint_every: spec.checkpoint.every,
             staleness_max,
+            inner_steps: u64::from(spec.sync.inner_steps),
+            delay: u64::from(spec.sync.delay),
+            exchanges: match (spec.pipeline.replicas, spec.sync.rule, spec.sync.inner_steps) {
+                (0 | 1, OuterRule::Mean | OuterRule::Nesterov | OuterRule::Plain, _) => Exchanges::Nothing,
+                (_, OuterRule::Mean, 1) => Exchanges::Gradients,
+                (_, OuterRule::Mean | OuterRule::Nesterov | OuterRule::Plain, _) => {
+                    Exchanges::PseudoGradients
+                }
+            },
         }
     }
 
@@ -54,20 +81,106 @@ impl Agenda {
         InnerStep(self.steps)
     }
 
-    /// Returns the training microbatches of one inner step.
+    /// Returns the training microbatches of one inner step that one replica of each stage trains.
     pub fn microbatches_per_step(&self) -> u64 {
         self.microbatches_per_step
     }
 
+    /// Returns the training microbatches of one inner step, over all replicas.
+    pub fn microbatches_of_all(&self) -> u64 {
+        self.microbatches_per_step.saturating_mul(self.replicas)
+    }
+
+    /// Returns the replica whose work a microbatch is: they take turns.
+    pub fn home(&self, microbatch: MicrobatchId) -> ReplicaId {
+        ReplicaId(microbatch.index.checked_rem(self.replicas).unwrap_or(0) as u16)
+    }
+
+    /// Returns how many indices below `end` are a replica's.
+    pub fn share_below(&self, end: u64, replica: ReplicaId) -> u64 {
+        end.saturating_add(self.replicas).saturating_sub(1 + u64::from(replica.0)) / self.replicas.max(1)
+    }
+
+    /// Returns what the replicas exchange.
+    pub fn exchanges(&self) -> Exchanges {
+        self.exchanges
+    }
+
+    /// Returns the outer step whose border this is, where the replicas exchange pseudo-gradients; the end of the run is one.
+    pub fn outer_at(&self, border: InnerStep) -> Option<OuterStep> {
+        let due = border.0.is_multiple_of(self.inner_steps) || border.0 == self.steps;
+        let counts = self.exchanges != Exchanges::Nothing && border.0 > 0 && border.0 <= self.steps;
+        (due && counts).then(|| OuterStep(border.0.div_ceil(self.inner_steps.max(1)) - 1))
+    }
+
+    /// Returns the outer step that an inner step leads to.
+    pub fn outer_of(&self, step: InnerStep) -> Option<OuterStep> {
+        let counts = self.exchanges != Exchanges::Nothing && step.0 < self.steps;
+        counts.then(|| OuterStep(step.0 / self.inner_steps.max(1)))
+    }
+
+    /// Returns the outer step that is open for replicas that have taken these inner steps and agreed on them.
+    pub fn outer_after(&self, start: InnerStep) -> OuterStep {
+        OuterStep(start.0.div_ceil(self.inner_steps.max(1)))
+    }
+
+    /// Returns the inner steps at the border of an outer step; `None` beyond the end of the run.
+    ///
+    /// Gradients are exchanged before the step that uses them, so that its border is the step itself.
+    pub fn outer_border(&self, outer: OuterStep) -> Option<InnerStep> {
+        let first = outer.0.checked_mul(self.inner_steps).filter(|first| *first < self.steps)?;
+        match self.exchanges {
+            Exchanges::Nothing => None,
+            Exchanges::Gradients => Some(InnerStep(first)),
+            Exchanges::PseudoGradients => {
+                Some(InnerStep(first.saturating_add(self.inner_steps).min(self.steps)))
+            }
+        }
+    }
+
+    /// Returns when replicas that exchange at a border go over to what they agree on: at once where something is evaluated
+    /// or saved or the run ends, else some inner steps later.
+    pub fn cutover_of(&self, border: InnerStep) -> InnerStep {
+        if self.consistent_at(border) || border.0 == self.steps {
+            return border;
+        }
+        InnerStep(border.0.saturating_add(self.delay).min(self.steps))
+    }
+
+    /// Returns the first border at or after a step at which replicas agree: where the run may stop.
+    pub fn stop_at_or_after(&self, border: InnerStep) -> InnerStep {
+        match self.exchanges {
+            Exchanges::Nothing | Exchanges::Gradients => border,
+            Exchanges::PseudoGradients => {
+                InnerStep(border.0.next_multiple_of(self.inner_steps.max(1)).min(self.steps))
+            }
+        }
+    }
+
+    /// Returns the training microbatches of an outer step that each stage is credited for.
+    pub fn microbatches_of_outer(&self, outer: OuterStep) -> u64 {
+        let first = outer.0.saturating_mul(self.inner_steps).min(self.steps);
+        let steps = match self.exchanges {
+            // The gradient of a step is exchanged before anyone has receipted it.
+            Exchanges::Nothing | Exchanges::Gradients => 0,
+            Exchanges::PseudoGradients => first.saturating_add(self.inner_steps).min(self.steps) - first,
+        };
+        steps.saturating_mul(self.microbatches_of_all())
+    }
+
+    fn consistent_at(&self, border: InnerStep) -> bool {
+        !self.evaluation_at(border).is_empty() || self.saves_at(border)
+    }
+
     /// Returns the training microbatches of the whole run.
     pub fn train_microbatches(&self) -> u64 {
-        self.steps.saturating_mul(self.microbatches_per_step)
+        self.steps.saturating_mul(self.microbatches_of_all())
     }
 
     /// Returns the training indices of a step.
     pub fn training_of(&self, step: InnerStep) -> Range<u64> {
-        let first = step.0.min(self.steps) * self.microbatches_per_step;
-        first..(first + self.microbatches_per_step).min(self.train_microbatches())
+        let first = step.0.min(self.steps) * self.microbatches_of_all();
+        first..(first + self.microbatches_of_all()).min(self.train_microbatches())
     }
 
     /// Returns the held-out indices that are evaluated with the weights of a border; empty where none are.
@@ -105,7 +218,7 @@ impl Agenda {
     pub fn step_of(&self, microbatch: MicrobatchId) -> Option<InnerStep> {
         match microbatch.split {
             Split::Train => {
-                let step = InnerStep(microbatch.index.checked_div(self.microbatches_per_step)?);
+                let step = InnerStep(microbatch.index.checked_div(self.microbatches_of_all())?);
                 (step.0 < self.steps).then_some(step)
             }
             Split::HeldOut => {
@@ -148,7 +261,11 @@ impl Agenda {
     fn border_at_or_before(&self, step: u64) -> u64 {
         let floor = |every: u64| step.checked_div(every).map_or(0, |n| n * every);
         let evaluated = if self.evaluation_microbatches > 0 { floor(self.evaluation_every) } else { 0 };
-        evaluated.max(floor(self.checkpoint_every))
+        let agreed = match (self.exchanges, self.delay) {
+            (Exchanges::Nothing | Exchanges::Gradients, _) | (Exchanges::PseudoGradients, 1..) => 0,
+            (Exchanges::PseudoGradients, 0) => floor(self.inner_steps),
+        };
+        evaluated.max(floor(self.checkpoint_every)).max(agreed)
     }
 
     /// Walks the agenda from the start of a step.
@@ -170,10 +287,14 @@ mod tests {
         Agenda {
             steps: 5,
             microbatches_per_step: 3,
+            replicas: 1,
             evaluation_every: every,
             evaluation_microbatches: 2,
             checkpoint_every,
             staleness_max,
+            inner_steps: 2,
+            delay: 0,
+            exchanges: Exchanges::Nothing,
         }
     }
 

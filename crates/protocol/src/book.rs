@@ -92,7 +92,7 @@ impl Book {
 
     fn summary(&mut self, now: Time, step: InnerStep) -> Option<Event> {
         let page = self.steps.get(&step)?;
-        let complete = page.losses.len() as u64 == self.agenda.microbatches_per_step()
+        let complete = page.losses.len() as u64 == self.agenda.microbatches_of_all()
             && page.reports.len() == self.members;
         if !complete {
             return None;

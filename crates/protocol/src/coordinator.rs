@@ -3,28 +3,28 @@
 //! Owns the decisions about the run as a whole, and the little state that must survive it. Touches no tensor, and is not
 //! in the way of any: activations and gradients go from peer to peer.
 
-use crate::agenda::Agenda;
+use crate::agenda::{Agenda, Exchanges};
 use crate::book::Book;
+use crate::durable::{Checkpoint, Durable, StateError};
 use crate::event::Event;
-use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, Split, StageId};
-use crate::lease::{ATTEMPTS_MAX, Leases, Unsettled};
+use crate::ids::{Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, Split, StageId};
+use crate::lease::{Leases, Unsettled};
 use crate::ledger::Ledger;
-use crate::message::{
-    Join, LEASE_MICROBATCHES_MAX, Message, Outcome, Refusal, Start, StepReport, TEXT_BYTES_MAX,
-};
+use crate::message::{Join, Message, Outcome, Refusal, Start, StepReport, TEXT_BYTES_MAX};
 use crate::pipeline::lease_ahead;
 use crate::plan::{Candidate, Place, Plan, place};
 use crate::port::{Action, Input, Outbox, StoreItem};
 use crate::receipt::Receipt;
-use crate::route;
+use crate::running::{Running, Storing};
 use crate::spec::RunSpec;
+use crate::sync::arbiter::{Arbiter, ArbiterConfig, Weighing};
+use crate::sync::say::Say;
 use crate::time::{Span, Time};
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use serde::{Deserialize, Serialize};
 
 /// Peers that may wait for a place, for each place of the plan; more are refused, so that strangers cannot fill memory.
 const CANDIDATES_PER_PLACE_MAX: usize = 4;
@@ -33,53 +33,16 @@ const CANDIDATES_PER_PLACE_MAX: usize = 4;
 /// a few round trips across an ocean.
 const SUSPICION_WAIT: Span = Span::seconds(2);
 
+/// How long a replica may leave a probe unanswered before it counts as lost. Until a run can go on without a peer, losing one
+/// ends it, so that a busy machine must not look like a dead one.
+const REPLICA_SILENCE: Span = Span::seconds(10);
+
 /// What a coordinator starts with.
 pub struct CoordinatorConfig {
     /// The run.
     pub spec: RunSpec,
     /// Its id.
     pub me: PeerId,
-}
-
-/// The state that survives the coordinator.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Durable {
-    run: Digest,
-    checkpoint: Option<Checkpoint>,
-}
-
-/// A set of stage checkpoints that belong together.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Checkpoint {
-    step: InnerStep,
-    digests: Vec<(Place, Digest)>,
-}
-
-impl Checkpoint {
-    /// Says whether it is one of a run: within its steps, and with a digest for every stage.
-    fn fits(&self, spec: &RunSpec) -> bool {
-        let holds = |stage| self.digests.iter().any(|(place, _)| place.stage == StageId(stage));
-        self.step.0 <= spec.training.steps && (0..spec.stages()).all(holds)
-    }
-}
-
-/// Why a stored state cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StateError {
-    /// The bytes are not a coordinator's state.
-    #[error("stored coordinator state is not readable ({bytes} bytes)")]
-    Unreadable {
-        /// How many bytes there were.
-        bytes: usize,
-    },
-    /// It is the state of another run.
-    #[error("stored coordinator state is of run {stored}, the run file gives {ours}")]
-    OtherRun {
-        /// The digest in the state.
-        stored: Digest,
-        /// The digest of the spec.
-        ours: Digest,
-    },
 }
 
 /// The peer that gives out work.
@@ -101,39 +64,12 @@ enum Phase {
     Over,
 }
 
-struct Running {
-    plan: Plan,
-    leases: Leases,
-    ledger: Ledger,
-    book: Book,
-    planned_from: InnerStep,
-    /// When the last training microbatch was settled.
-    settled_at: Time,
-    saves: BTreeMap<InnerStep, BTreeMap<Place, (Digest, Span)>>,
-    /// The checkpoint that is being made durable, and how long the slowest stage stood still for it.
-    storing: Option<(Checkpoint, Span)>,
-    drain: Option<InnerStep>,
-}
-
 impl Coordinator {
     /// Makes a coordinator that waits for peers; `state` is what it stored last, when it starts again.
     pub fn new(config: CoordinatorConfig, state: Option<&[u8]>) -> Result<Self, StateError> {
         let CoordinatorConfig { spec, me } = config;
         let run = spec.digest();
-        let durable = match state {
-            None => Durable { run, checkpoint: None },
-            Some(bytes) => {
-                let durable: Durable =
-                    postcard::from_bytes(bytes).map_err(|_| StateError::Unreadable { bytes: bytes.len() })?;
-                if durable.run != run {
-                    return Err(StateError::OtherRun { stored: durable.run, ours: run });
-                }
-                if durable.checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.fits(&spec)) {
-                    return Err(StateError::Unreadable { bytes: bytes.len() });
-                }
-                durable
-            }
-        };
+        let durable = Durable::read(&spec, state)?;
         let agenda = Agenda::new(&spec);
         Ok(Self { spec, run, agenda, me, durable, phase: Phase::Gathering(Vec::new()), suspicion: None })
     }
@@ -148,16 +84,18 @@ impl Coordinator {
             Input::Lost { peer, reason } => self.lost(peer, reason, out),
             Input::Rejected { peer, reason } => out.record(Event::Rejected { peer, reason }),
             Input::Faulted { reason } => self.finish(Outcome::Failed { reason }, out),
-            Input::Stored { .. } => self.stored(out),
+            Input::Stored { .. } => self.stored(now, out),
             Input::Drain => self.drain(out),
             Input::Woke | Input::Connected { .. } => {}
             Input::Forwarded { .. }
             | Input::Backwarded { .. }
             | Input::Stepped { .. }
+            | Input::Sync(_)
             | Input::Loaded { .. } => {
                 panic!("the driver computed for a coordinator, which never asks for it")
             }
         }
+        self.agree(now, out);
         self.confirm_suspicion(now, out);
         self.expire(now, out);
         self.lease(now, out);
@@ -168,7 +106,10 @@ impl Coordinator {
     pub fn deadline(&self) -> Option<Time> {
         let suspicion = self.suspicion.as_ref().map(|(until, _)| *until);
         match &self.phase {
-            Phase::Running(running) => running.leases.deadline().into_iter().chain(suspicion).min(),
+            Phase::Running(running) => {
+                let agreement = running.arbiter.as_ref().and_then(Arbiter::deadline);
+                running.leases.deadline().into_iter().chain(agreement).chain(suspicion).min()
+            }
             Phase::Gathering(_) | Phase::Preparing { .. } => suspicion,
             Phase::Over => None,
         }
@@ -185,6 +126,7 @@ impl Coordinator {
             Message::Checkpointed { step, digest, took } => {
                 self.checkpointed(from, step, (digest, took), out)
             }
+            Message::Sync(say) => self.replica_said(now, from, say, out),
             Message::PeerLost { peer, reason } => self.neighbour_lost(now, from, peer, &reason),
             Message::Failed { reason } => self.member_failed(from, reason, out),
             Message::Refused(refusal) => {
@@ -240,9 +182,7 @@ impl Coordinator {
 
     fn start_of(&self, place: Place) -> Start {
         let Some(checkpoint) = &self.durable.checkpoint else { return Start::Fresh };
-        let digest =
-            checkpoint.digests.iter().find(|(at, _)| at.stage == place.stage).map(|(_, digest)| *digest);
-        let digest = digest.expect("a durable checkpoint holds every stage of the run's digest");
+        let digest = checkpoint.digest_at(place).expect("a durable checkpoint holds every place of the run");
         Start::Checkpoint { step: checkpoint.step, digest }
     }
 
@@ -263,6 +203,19 @@ impl Coordinator {
         }
         out.record(Event::Started { step: start });
         let plan = plan.clone();
+        let arbiter = (self.agenda.exchanges() != Exchanges::Nothing).then(|| {
+            let config = ArbiterConfig {
+                agenda: self.agenda,
+                step_tokens: self.spec.step_tokens(),
+                // A gradient is exchanged before anyone has receipted it, and is of as many microbatches everywhere.
+                weighing: match self.agenda.exchanges() {
+                    Exchanges::Gradients | Exchanges::Nothing => Weighing::Equal,
+                    Exchanges::PseudoGradients => Weighing::Receipts,
+                },
+                silence_min: REPLICA_SILENCE,
+            };
+            Arbiter::new(config, &plan, start, self.durable.agreed.clone())
+        });
         self.phase = Phase::Running(Box::new(Running {
             leases: Leases::new(self.agenda, start, lease_ahead(&self.spec)),
             ledger: Ledger::new(self.run, &self.agenda, self.spec.stages(), start),
@@ -271,14 +224,46 @@ impl Coordinator {
             planned_from: start,
             settled_at: now,
             saves: BTreeMap::new(),
-            storing: None,
+            storing: VecDeque::new(),
+            arbiter,
             drain: None,
         }));
         Ok(())
     }
 
     fn durable_step(&self) -> InnerStep {
-        self.durable.checkpoint.as_ref().map_or(InnerStep(0), |c| c.step)
+        self.durable.step()
+    }
+
+    fn replica_said(&mut self, now: Time, from: PeerId, say: Say, out: &mut Outbox) -> Result<(), Refusal> {
+        let (running, _) = self.running_for(from, None)?;
+        let arbiter = running.arbiter.as_mut().ok_or(Refusal::NotYours { peer: from })?;
+        arbiter.received(now, from, say, out)
+    }
+
+    /// Carries the outer step on, and makes its commit durable.
+    fn agree(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(arbiter) = &mut running.arbiter else { return };
+        arbiter.advance(now, out);
+        if let Some(committed) = arbiter.take_store() {
+            self.durable.agreed = Some(committed);
+            // What is asked for later must not undo what is on its way to the disk.
+            let coming = running.storing.iter().rev().find_map(Storing::checkpoint);
+            let checkpoint = coming.or(self.durable.checkpoint.as_ref()).cloned();
+            let state = Durable { checkpoint, ..self.durable.clone() };
+            running.storing.push_back(Storing::Outer);
+            out.push(Action::Store(StoreItem::Coordinator(state.bytes())));
+        }
+        let lost = arbiter.take_lost();
+        let restored = arbiter.take_restored();
+        if let Some(peer) = lost.first() {
+            self.lost(*peer, String::from("no answer in an outer step"), out);
+        } else if let Some(outer) = restored.filter(|_| self.agenda.exchanges() == Exchanges::Gradients) {
+            let reason =
+                format!("replicas disagree on the gradient of step {}, tried again in vain", outer.0);
+            self.finish(Outcome::Failed { reason }, out);
+        }
     }
 
     /// Gives the running state if `from` is a member that stands where such a message comes from.
@@ -337,7 +322,7 @@ impl Coordinator {
         microbatch: MicrobatchId,
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
-        let stages = self.spec.stages();
+        let (stages, agenda) = (self.spec.stages(), self.agenda);
         let (running, _) = self.running_for(from, Some(StageId(0)))?;
         if microbatch.split == Split::HeldOut {
             return Err(Refusal::NotYours { peer: from });
@@ -346,7 +331,9 @@ impl Coordinator {
             Ok(()) => {
                 running.settled_at = now;
                 if stages == 1 {
-                    running.ledger.credit_own(microbatch.index);
+                    let place = Place { stage: StageId(0), replica: agenda.home(microbatch) };
+                    let new = running.ledger.credit_own(microbatch.index);
+                    running.weigh(&agenda, place, &new);
                 }
                 Ok(())
             }
@@ -359,13 +346,18 @@ impl Coordinator {
     }
 
     fn receipts(&mut self, from: PeerId, receipts: &[Receipt]) -> Result<(), Refusal> {
+        let agenda = self.agenda;
         let (running, _) = self.running_for(from, None)?;
         for receipt in receipts {
             if receipt.statement.by != from {
                 return Err(Refusal::NotYours { peer: from });
             }
             let leased_below = running.leases.leased_below();
-            running.ledger.credit(receipt, &running.plan, leased_below).map_err(Refusal::Receipt)?;
+            let new =
+                running.ledger.credit(receipt, &running.plan, leased_below).map_err(Refusal::Receipt)?;
+            if let Some(place) = running.plan.place_of(receipt.statement.worker) {
+                running.weigh(&agenda, place, &new);
+            }
         }
         Ok(())
     }
@@ -377,10 +369,11 @@ impl Coordinator {
         report: StepReport,
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
-        let agenda = self.agenda;
+        let (agenda, replicas) = (self.agenda, u64::from(self.spec.pipeline.replicas));
         let (running, place) = self.running_for(from, None)?;
-        let last = agenda.training_of(report.step).end;
-        if report.step >= agenda.steps() || last > running.leases.leased_below() {
+        let worked = agenda.microbatches_per_step().saturating_sub(1) * replicas;
+        let last = agenda.training_of(report.step).start + worked + u64::from(place.replica.0);
+        if report.step >= agenda.steps() || last >= running.leases.leased_below() {
             return Err(Refusal::NotYours { peer: from });
         }
         if let Some(event) = running.book.report(now, place, report) {
@@ -398,7 +391,6 @@ impl Coordinator {
     ) -> Result<(), Refusal> {
         let agenda = self.agenda;
         let durable = self.durable_step();
-        let run = self.run;
         let (running, place) = self.running_for(from, None)?;
         let expected = agenda.saves_at(step) || running.drain == Some(step);
         let reached = agenda.training_of(step).start <= running.leases.leased_below();
@@ -420,18 +412,22 @@ impl Coordinator {
             step,
             digests: saves.iter().map(|(place, (digest, _))| (*place, *digest)).collect(),
         };
-        let state = Durable { run, checkpoint: Some(checkpoint.clone()) };
-        let state = postcard::to_allocvec(&state).expect("plain fields always serialise");
-        running.storing = Some((checkpoint, took));
-        out.push(Action::Store(StoreItem::Coordinator(state.into())));
+        running.storing.push_back(Storing::Checkpoint(checkpoint.clone(), took));
+        let state = Durable { checkpoint: Some(checkpoint), ..self.durable.clone() };
+        out.push(Action::Store(StoreItem::Coordinator(state.bytes())));
         Ok(())
     }
 
-    fn stored(&mut self, out: &mut Outbox) {
+    fn stored(&mut self, now: Time, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
-        let Some((checkpoint, took)) = running.storing.take() else { return };
-        out.record(Event::Durable { step: checkpoint.step, took });
-        self.durable.checkpoint = Some(checkpoint);
+        match (running.storing.pop_front(), &mut running.arbiter) {
+            (Some(Storing::Checkpoint(checkpoint, took)), _) => {
+                out.record(Event::Durable { step: checkpoint.step, took });
+                self.durable.checkpoint = Some(checkpoint);
+            }
+            (Some(Storing::Outer), Some(arbiter)) => arbiter.stored(now, out),
+            (Some(Storing::Outer), None) | (None, _) => {}
+        }
     }
 
     fn member_failed(&mut self, from: PeerId, reason: String, out: &mut Outbox) -> Result<(), Refusal> {
@@ -462,13 +458,16 @@ impl Coordinator {
     }
 
     fn lost(&mut self, peer: PeerId, reason: String, out: &mut Outbox) {
-        let stage = self.plan().and_then(|plan| plan.place_of(peer)).map(|place| place.stage);
-        out.record(Event::PeerLost { peer, stage, reason: reason.clone() });
+        let place = self.plan().and_then(|plan| plan.place_of(peer));
+        out.record(Event::PeerLost { peer, stage: place.map(|place| place.stage), reason: reason.clone() });
         if let Phase::Gathering(candidates) = &mut self.phase {
             candidates.retain(|c| c.peer != peer);
         }
-        if let Some(stage) = stage {
-            let reason = format!("stage {stage} has no live replica: peer {peer} is lost ({reason})");
+        if let Some(Place { stage, replica }) = place {
+            let reason = match self.spec.pipeline.replicas {
+                1 => format!("stage {stage} has no live replica: peer {peer} is lost ({reason})"),
+                _ => format!("replica {replica} of stage {stage} is lost: peer {peer} ({reason})"),
+            };
             self.finish(Outcome::Failed { reason }, out);
         }
     }
@@ -502,39 +501,14 @@ impl Coordinator {
 
     fn expire(&mut self, now: Time, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
-        let expired = running.leases.expire(now);
-        let mut stuck = None;
-        for lease in expired {
-            out.record(Event::LeaseExpired { microbatch: lease.microbatch, attempt: lease.attempt });
-            let attempt = Attempt(lease.attempt.0 + 1);
-            if attempt.0 >= ATTEMPTS_MAX {
-                stuck =
-                    Some(format!("{} was leased {ATTEMPTS_MAX} times and never settled", lease.microbatch));
-                continue;
-            }
-            let expires_in = running.leases.expiry(attempt);
-            let microbatches = alloc::vec![lease.microbatch];
-            out.send(lease.to, Message::Lease { microbatches, attempt, expires_in });
-        }
-        if let Some(reason) = stuck {
+        if let Err(reason) = running.expire(now, out) {
             self.finish(Outcome::Failed { reason }, out);
         }
     }
 
     fn lease(&mut self, now: Time, out: &mut Outbox) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        let plan = &running.plan;
-        let taken = running.leases.take(now, LEASE_MICROBATCHES_MAX, |m| route::choose(plan, StageId(0), m));
-        let mut by_peer: BTreeMap<PeerId, Vec<MicrobatchId>> = BTreeMap::new();
-        for (microbatch, to) in taken {
-            by_peer.entry(to).or_default().push(microbatch);
-        }
-        let attempt = Attempt(0);
-        let expires_in = running.leases.expiry(attempt);
-        for (peer, microbatches) in by_peer {
-            let (first, count) = (microbatches[0], microbatches.len() as u32);
-            out.record(Event::Leased { peer, first, count, attempt });
-            out.send(peer, Message::Lease { microbatches, attempt, expires_in });
+        if let Phase::Running(running) = &mut self.phase {
+            running.lease(now, out);
         }
     }
 
@@ -542,7 +516,7 @@ impl Coordinator {
     fn conclude(&mut self, out: &mut Outbox) {
         let durable = self.durable_step();
         let Phase::Running(running) = &self.phase else { return };
-        if !running.leases.is_empty() || running.storing.is_some() {
+        if !running.leases.is_empty() || !running.storing.is_empty() {
             return;
         }
         let stages = usize::from(self.spec.stages());

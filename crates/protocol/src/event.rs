@@ -2,7 +2,9 @@
 //!
 //! Owns the vocabulary of the event log. Knows nothing of files or of who reads it.
 
-use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, StageId};
+use crate::ids::{
+    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, ReplicaId, StageId,
+};
 use crate::message::{Outcome, Refusal, StepReport};
 use crate::plan::Place;
 use crate::time::Span;
@@ -95,6 +97,48 @@ pub enum Event {
         /// The longest time a stage stood still for it.
         took: Span,
     },
+    /// An outer step is decided for all stages.
+    Outer(OuterSummary),
+    /// This replica goes on from the committed weights.
+    Agreed {
+        /// The outer step.
+        outer: OuterStep,
+        /// Digest of the stage's weights, the same at all its replicas.
+        digest: Digest,
+    },
+    /// This replica goes on as before the outer step.
+    Restored {
+        /// The outer step.
+        outer: OuterStep,
+    },
+    /// What a replica contributed or reduced cannot be used.
+    Flawed {
+        /// The outer step.
+        outer: OuterStep,
+        /// Whose it is.
+        replica: ReplicaId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Two reducers of a shard gave different results, or replicas voted for different weights (then `shard` is one past
+    /// the last).
+    Disagreed {
+        /// The outer step.
+        outer: OuterStep,
+        /// The stage.
+        stage: StageId,
+        /// The shard.
+        shard: u16,
+    },
+    /// A replica did not answer, and the others go on without it.
+    Excluded {
+        /// The outer step.
+        outer: OuterStep,
+        /// Who.
+        peer: PeerId,
+        /// The stage it held.
+        stage: StageId,
+    },
     /// The sum of the ledger at the end.
     Ledger {
         /// Training microbatches of the plan since the start or the last resume.
@@ -159,6 +203,48 @@ pub enum TaskKind {
     Save,
     /// Reading a checkpoint.
     Load,
+    /// Copying the weights for an outer step.
+    Snapshot,
+    /// Encoding a pseudo-gradient.
+    Encode,
+    /// Reducing a shard.
+    Reduce,
+    /// Making the next weights beside the current ones.
+    Stage,
+    /// Making what is staged current.
+    Commit,
+    /// Forgetting what is staged.
+    Restore,
+    /// Going over to the committed weights.
+    Adopt,
+}
+
+/// How an outer step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// All replicas go on from the same weights.
+    Committed,
+    /// All go on as before it.
+    Restored,
+}
+
+/// An outer step, over all stages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OuterSummary {
+    /// Which.
+    pub outer: OuterStep,
+    /// Inner steps at its border.
+    pub step: InnerStep,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// From the first replica at the border to the decision.
+    pub took: Span,
+    /// The most tries that a stage needed.
+    pub attempts: Attempt,
+    /// Who contributed to each stage, with its weight.
+    pub contributors: Vec<(StageId, Vec<(ReplicaId, u64)>)>,
+    /// Digest of each stage's weights; empty when restored.
+    pub digests: Vec<(StageId, Digest)>,
 }
 
 /// An inner step, over all stages.

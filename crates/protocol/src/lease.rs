@@ -70,7 +70,9 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// Starts the book at a step; at most `ahead` microbatches are out at once.
+    /// Starts the book at a step; at most `ahead` microbatches are out at one peer.
+    ///
+    /// The bound is each peer's, because its queue is: a slow replica must not be given what a fast one has room for.
     pub fn new(agenda: Agenda, start: InnerStep, ahead: usize) -> Self {
         let upcoming: Box<dyn Iterator<Item = MicrobatchId> + Send> = Box::new(agenda.from(start));
         Self {
@@ -96,15 +98,25 @@ impl Leases {
     ) -> Vec<(MicrobatchId, PeerId)> {
         let mut taken = Vec::new();
         let expires = now + self.expiry(Attempt(0));
-        while self.out.len() < self.ahead && taken.len() < max {
+        let mut held: BTreeMap<PeerId, usize> = BTreeMap::new();
+        for lease in self.out.values() {
+            *held.entry(lease.to).or_default() += 1;
+        }
+        while taken.len() < max {
             let stop = self.stop_before;
-            let next = self.upcoming.next_if(|m| match (self.agenda.step_of(*m), stop) {
-                (Some(step), Some(stop)) => step < stop,
-                (Some(_), None) => true,
-                (None, _) => false,
+            let ahead = self.ahead;
+            let room = |m| to(m).filter(|to| held.get(to).is_none_or(|held| *held < ahead));
+            let next = self.upcoming.next_if(|m| {
+                room(*m).is_some()
+                    && match (self.agenda.step_of(*m), stop) {
+                        (Some(step), Some(stop)) => step < stop,
+                        (Some(_), None) => true,
+                        (None, _) => false,
+                    }
             });
             let Some(microbatch) = next else { break };
             let Some(to) = to(microbatch) else { break };
+            *held.entry(to).or_default() += 1;
             self.out.insert(microbatch, Lease { to, attempt: Attempt(0), since: now, expires });
             self.highest_step = self.highest_step.max(self.agenda.step_of(microbatch).unwrap_or_default());
             if microbatch.split == Split::Train {
@@ -153,11 +165,11 @@ impl Leases {
         expired
     }
 
-    /// Stops handing out at the next step that has not begun, and returns that border.
+    /// Stops handing out at the next step that has not begun and at whose border replicas agree, and returns that border.
     pub fn stop(&mut self) -> InnerStep {
         let begun = !self.out.is_empty() || !self.settled_train.is_empty();
         let border = if begun { InnerStep(self.highest_step.0 + 1) } else { self.highest_step };
-        let border = border.min(self.agenda.steps());
+        let border = self.agenda.stop_at_or_after(border.min(self.agenda.steps()));
         self.stop_before = Some(border);
         border
     }
@@ -185,7 +197,7 @@ impl Leases {
 
     /// Returns the steps whose training microbatches are all settled.
     pub fn settled_steps(&self) -> InnerStep {
-        InnerStep(self.settled_train.watermark() / self.agenda.microbatches_per_step())
+        InnerStep(self.settled_train.watermark() / self.agenda.microbatches_of_all())
     }
 
     /// Returns the training index below which everything has been leased, settled or not.
@@ -227,6 +239,25 @@ mod tests {
             }
         }
         assert_eq!(seen, Agenda::new(&spec()).from(InnerStep(0)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_slow_peer_is_given_no_more_than_its_queue_holds() {
+        let (fast, slow) = (PeerId([1; 32]), PeerId([2; 32]));
+        let mut leases = leases(2);
+        let mut out_at_slow = 0;
+        for _ in 0..10 {
+            let taken =
+                leases.take(Time(0), 100, |m| Some(if m.index.is_multiple_of(2) { fast } else { slow }));
+            for (microbatch, to) in taken {
+                if to == fast {
+                    leases.settle(Time(1), microbatch, fast).unwrap();
+                } else {
+                    out_at_slow += 1;
+                }
+            }
+        }
+        assert_eq!(out_at_slow, 2, "the fast one waits rather than the slow one's queue overflow");
     }
 
     #[test]

@@ -24,11 +24,16 @@ impl Ledger {
         Self { run, stages: (0..stages).map(|_| IndexSet::starting_at(first)).collect(), duplicates: 0 }
     }
 
-    /// Checks a receipt and credits what is new in it; returns how many microbatches that is.
+    /// Checks a receipt and credits what is new in it; returns which microbatches those are.
     ///
     /// The receiver of stage 0's work is stage 1, which takes its activations; of every other stage, the stage before,
     /// which takes its gradients. `leased_below` bounds the indices that can have been worked on.
-    pub fn credit(&mut self, receipt: &Receipt, plan: &Plan, leased_below: u64) -> Result<u64, ReceiptError> {
+    pub fn credit(
+        &mut self,
+        receipt: &Receipt,
+        plan: &Plan,
+        leased_below: u64,
+    ) -> Result<Vec<u64>, ReceiptError> {
         receipt.verify(self.run)?;
         let statement = &receipt.statement;
         let stage = statement.stage;
@@ -46,14 +51,14 @@ impl Ledger {
     }
 
     /// Credits work that the coordinator itself received: that of a pipeline of a single stage.
-    pub fn credit_own(&mut self, index: u64) -> u64 {
+    pub fn credit_own(&mut self, index: u64) -> Vec<u64> {
         self.add(StageId(0), &[index])
     }
 
-    fn add(&mut self, stage: StageId, indices: &[u64]) -> u64 {
-        let Some(credited) = self.stages.get_mut(usize::from(stage.0)) else { return 0 };
-        let new = indices.iter().filter(|index| credited.insert(**index)).count() as u64;
-        self.duplicates += indices.len() as u64 - new;
+    fn add(&mut self, stage: StageId, indices: &[u64]) -> Vec<u64> {
+        let Some(credited) = self.stages.get_mut(usize::from(stage.0)) else { return Vec::new() };
+        let new: Vec<u64> = indices.iter().copied().filter(|index| credited.insert(*index)).collect();
+        self.duplicates += (indices.len() - new.len()) as u64;
         new
     }
 
@@ -113,9 +118,9 @@ mod tests {
         let mut ledger = Ledger::new(RUN, &Agenda::new(&spec()), 3, InnerStep(0));
         let plan = plan();
         let mut credit = |r: Receipt| ledger.credit(&r, &plan, 4);
-        assert_eq!(credit(receipt(1, 1, 0, &[0, 1])), Ok(2));
-        assert_eq!(credit(receipt(1, 1, 0, &[1, 2, 2])), Ok(1));
-        assert_eq!(credit(receipt(0, 0, 1, &[0])), Ok(1));
+        assert_eq!(credit(receipt(1, 1, 0, &[0, 1])), Ok(alloc::vec![0, 1]));
+        assert_eq!(credit(receipt(1, 1, 0, &[1, 2, 2])), Ok(alloc::vec![2]));
+        assert_eq!(credit(receipt(0, 0, 1, &[0])), Ok(alloc::vec![0]));
         assert_eq!(credit(receipt(1, 1, 2, &[3])), Err(ReceiptError::NotReceiver));
         assert_eq!(credit(receipt(1, 2, 0, &[3])), Err(ReceiptError::NotHolder));
         assert_eq!(credit(receipt(1, 1, 0, &[4])), Err(ReceiptError::NeverLeased));

@@ -2,9 +2,12 @@
 //!
 //! Owns the messages and the reasons of refusals. Knows nothing of how they are written or sent.
 
-use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, StageId, WeightVersion};
+use crate::ids::{
+    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, StageId, WeightVersion,
+};
 use crate::plan::Plan;
 use crate::receipt::Receipt;
+use crate::sync::say::Say;
 use crate::time::Span;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -65,6 +68,8 @@ pub enum Message {
     },
     /// Worker to coordinator: work it received from others.
     Receipts(Vec<Receipt>),
+    /// Among the replicas of a stage and the coordinator: about an outer step.
+    Sync(Say),
     /// Worker to coordinator: an optimizer step is done.
     Stepped(StepReport),
     /// Worker to coordinator: the state after a step is on disk.
@@ -158,6 +163,10 @@ pub struct StepReport {
     pub compute: Span,
     /// Part of it spent turning tensors into bytes and back.
     pub serialise: Span,
+    /// Time in which computing stood still for an outer step: the snapshot, the cut-over, and waiting for the decision.
+    pub sync: Span,
+    /// Time spent on results that were thrown away.
+    pub lost: Span,
     /// Time since the previous step ended.
     pub wall: Span,
     /// Bytes sent since the previous step, as counted under QUIC, headers and acknowledgements included.
@@ -277,6 +286,51 @@ pub enum Refusal {
         got: PlanNumber,
         /// The current plan.
         current: PlanNumber,
+    },
+    /// A replica that says it stands at the border of an outer step, at an inner step that is none.
+    #[error("inner step {step} is not the border of outer step {}", .outer.0)]
+    NotAtBorder {
+        /// The outer step.
+        outer: OuterStep,
+        /// The inner step.
+        step: InnerStep,
+    },
+    /// A message about an outer step that is not open yet.
+    #[error("outer step {} is not open, the run is at {}", .got.0, .open.0)]
+    OuterAhead {
+        /// The outer step of the message.
+        got: OuterStep,
+        /// The one that is open.
+        open: OuterStep,
+    },
+    /// A round that names strangers, no contributors, or cuts the parameters with a gap.
+    #[error("round of outer step {} does not fit the plan", .outer.0)]
+    BeginUnfit {
+        /// The outer step.
+        outer: OuterStep,
+    },
+    /// An offer of a shard that does not exist, or whose chunks do not add up to its length, or of another one than before in
+    /// the same try.
+    #[error("offer of shard {shard} with {bytes} bytes does not add up")]
+    OfferUnfit {
+        /// The shard.
+        shard: u16,
+        /// The length it states.
+        bytes: u64,
+    },
+    /// A request for a blob, or a part of one, that is not held here.
+    #[error("blob {blob} is not held here")]
+    NotHeld {
+        /// The blob.
+        blob: Digest,
+    },
+    /// A chunk whose bytes are not those of the manifest.
+    #[error("chunk {chunk} of blob {blob} has another digest than was offered")]
+    ChunkFalse {
+        /// The blob.
+        blob: Digest,
+        /// The chunk.
+        chunk: u32,
     },
     /// A name, address or reason that is longer than the protocol allows.
     #[error("field `{field}` has {got} bytes, at most {max} are allowed")]

@@ -3,8 +3,8 @@
 //! Owns the order of work (backward before forward), the gates of the schedules, and every bound on the queue. Knows
 //! nothing of peers' addresses, of messages, or of how a computation is done.
 
-use crate::agenda::{Agenda, Order};
-use crate::ids::{Attempt, InnerStep, MicrobatchId, PeerId, Split, WeightVersion};
+use crate::agenda::{Agenda, Exchanges, Order};
+use crate::ids::{Attempt, InnerStep, MicrobatchId, OuterStep, PeerId, ReplicaId, Split, WeightVersion};
 use crate::index_set::IndexSet;
 use crate::message::Refusal;
 use crate::spec::{RunSpec, Schedule};
@@ -49,6 +49,27 @@ pub enum Task {
         /// Which.
         border: InnerStep,
     },
+    /// A copy of what is to be exchanged with the other replicas.
+    Snapshot {
+        /// For which outer step.
+        outer: OuterStep,
+    },
+    /// Going over to what the replicas agreed on.
+    Adopt {
+        /// In which outer step.
+        outer: OuterStep,
+    },
+}
+
+/// Where the stage stands with the other replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Agreement {
+    /// In no exchange.
+    None,
+    /// The exchange goes on; computing goes on until the cut-over.
+    Open { outer: OuterStep, cutover: u64 },
+    /// It is committed; at the cut-over the stage goes over to it.
+    Committed { outer: OuterStep, cutover: u64 },
 }
 
 /// What became of an offered tensor.
@@ -88,6 +109,7 @@ pub struct Returned {
 #[derive(Debug)]
 pub struct Pipeline {
     agenda: Agenda,
+    replica: ReplicaId,
     ordered: bool,
     in_flight_max: usize,
     waiting_max: usize,
@@ -99,6 +121,10 @@ pub struct Pipeline {
     evaluated: IndexSet,
     backwarded_in_step: u64,
     busy: Option<Busy>,
+    snapshot_due: Option<OuterStep>,
+    agreement: Agreement,
+    /// Whether the gradient of the current step is already the mean of all replicas.
+    gradients_agreed: bool,
     save_due: Option<InnerStep>,
     drain: Option<InnerStep>,
 }
@@ -109,11 +135,13 @@ enum Busy {
     Backward(u64),
     Step,
     Save,
+    Snapshot(OuterStep),
+    Adopt,
 }
 
 impl Pipeline {
-    /// Makes the queue of a stage whose weights have seen `start` steps.
-    pub fn new(spec: &RunSpec, start: InnerStep) -> Self {
+    /// Makes the queue of a stage's replica whose weights have seen `start` steps.
+    pub fn new(spec: &RunSpec, start: InnerStep, replica: ReplicaId) -> Self {
         let agenda = Agenda::new(spec);
         let in_flight_max = spec.pipeline.in_flight_max as usize;
         Self {
@@ -124,13 +152,17 @@ impl Pipeline {
             waiting: BTreeMap::new(),
             kept: BTreeMap::new(),
             gradients: BTreeMap::new(),
-            backwarded: IndexSet::starting_at(agenda.training_of(start).start),
-            evaluated: IndexSet::starting_at(agenda.evaluated_before(start)),
+            backwarded: IndexSet::starting_at(agenda.share_below(agenda.training_of(start).start, replica)),
+            evaluated: IndexSet::starting_at(agenda.share_below(agenda.evaluated_before(start), replica)),
             backwarded_in_step: 0,
             busy: None,
+            snapshot_due: None,
+            agreement: Agreement::None,
+            gradients_agreed: false,
             save_due: None,
             drain: None,
             agenda,
+            replica,
         }
     }
 
@@ -153,6 +185,9 @@ impl Pipeline {
         input: Option<Bytes>,
     ) -> Result<Offered, Refusal> {
         let order = self.agenda.order(microbatch).ok_or(Refusal::NotDue { microbatch })?;
+        if self.agenda.home(microbatch) != self.replica {
+            return Err(Refusal::NotDue { microbatch });
+        }
         if self.known(microbatch, order, attempt) {
             return Ok(Offered::Duplicate);
         }
@@ -167,17 +202,26 @@ impl Pipeline {
     /// Finds a microbatch that is here or done; a later try renews the mark of the one that is under way.
     fn known(&mut self, microbatch: MicrobatchId, order: Order, attempt: Attempt) -> bool {
         let (done, kept) = match microbatch.split {
-            Split::Train => {
-                (self.backwarded.contains(microbatch.index), self.kept.get_mut(&microbatch.index))
-            }
-            Split::HeldOut => (self.evaluated.contains(microbatch.index), None),
+            Split::Train => (
+                self.backwarded.contains(self.place_of(microbatch.index)),
+                self.kept.get_mut(&microbatch.index),
+            ),
+            Split::HeldOut => (self.evaluated.contains(self.place_of(microbatch.index)), None),
         };
         if done {
             return true;
         }
         let busy = match &mut self.busy {
             Some(Busy::Forward(under_way, kept)) if *under_way == microbatch => Some(kept),
-            Some(Busy::Forward(..) | Busy::Backward(_) | Busy::Step | Busy::Save) | None => None,
+            Some(
+                Busy::Forward(..)
+                | Busy::Backward(_)
+                | Busy::Step
+                | Busy::Save
+                | Busy::Snapshot(_)
+                | Busy::Adopt,
+            )
+            | None => None,
         };
         let Some(known) = kept.or(busy).or(self.waiting.get_mut(&order)) else { return false };
         known.attempt = known.attempt.max(attempt);
@@ -196,7 +240,8 @@ impl Pipeline {
             Split::HeldOut => return Err(Refusal::NotOwed { microbatch }),
         };
         let under_way = matches!(self.busy, Some(Busy::Backward(busy)) if busy == index);
-        if under_way || self.backwarded.contains(index) || self.gradients.contains_key(&index) {
+        if under_way || self.backwarded.contains(self.place_of(index)) || self.gradients.contains_key(&index)
+        {
             return Ok(Offered::Duplicate);
         }
         match self.kept.get(&index) {
@@ -216,26 +261,61 @@ impl Pipeline {
         }
     }
 
-    /// Starts the next computation, if one may start: a checkpoint, then an optimizer step, a backward, a forward.
+    /// Returns where an index stands among those of this replica.
+    fn place_of(&self, index: u64) -> u64 {
+        self.agenda.share_below(index, self.replica)
+    }
+
+    /// Starts the next computation, if one may start: what the replicas exchange, then a checkpoint, an optimizer step, a
+    /// backward, a forward.
     pub fn start(&mut self) -> Option<Task> {
-        if self.busy.is_some() {
+        if self.busy.is_some() || self.awaits_agreement() {
             return None;
+        }
+        if let Some(outer) = self.adoption_due() {
+            self.busy = Some(Busy::Adopt);
+            return Some(Task::Adopt { outer });
+        }
+        if let Some(outer) = self.snapshot_due.take() {
+            self.busy = Some(Busy::Snapshot(outer));
+            return Some(Task::Snapshot { outer });
         }
         if let Some(border) = self.save_due.take() {
             self.busy = Some(Busy::Save);
             return Some(Task::Save { border });
         }
         if self.step_due() {
+            if self.agenda.exchanges() == Exchanges::Gradients && !self.gradients_agreed {
+                let outer = OuterStep(self.version);
+                self.busy = Some(Busy::Snapshot(outer));
+                return Some(Task::Snapshot { outer });
+            }
             self.busy = Some(Busy::Step);
             return Some(Task::Step { step: InnerStep(self.version) });
         }
         self.start_backward().or_else(|| self.start_forward())
     }
 
+    /// Returns whether computing stands still until the replicas have agreed.
+    pub fn awaits_agreement(&self) -> bool {
+        match self.agreement {
+            Agreement::Open { cutover, .. } => self.version >= cutover,
+            Agreement::None | Agreement::Committed { .. } => false,
+        }
+    }
+
+    fn adoption_due(&self) -> Option<OuterStep> {
+        match self.agreement {
+            Agreement::Committed { outer, cutover } if self.version >= cutover => Some(outer),
+            Agreement::None | Agreement::Open { .. } | Agreement::Committed { .. } => None,
+        }
+    }
+
     fn step_due(&self) -> bool {
         let evaluation = self.agenda.evaluation_at(InnerStep(self.version));
+        let evaluated = || self.evaluated.watermark() >= self.place_of(evaluation.end);
         self.backwarded_in_step == self.agenda.microbatches_per_step()
-            && (evaluation.is_empty() || self.evaluated.watermark() >= evaluation.end)
+            && (evaluation.is_empty() || evaluated())
     }
 
     /// Under `flush`, gradients are summed in the order of the microbatches, so that the sum does not depend on who was
@@ -243,7 +323,7 @@ impl Pipeline {
     fn start_backward(&mut self) -> Option<Task> {
         let index = *self.gradients.first_key_value()?.0;
         let full = self.backwarded_in_step == self.agenda.microbatches_per_step();
-        if full || (self.ordered && index != self.backwarded.watermark()) {
+        if full || (self.ordered && self.place_of(index) != self.backwarded.watermark()) {
             return None;
         }
         let gradient = self.gradients.remove(&index)?;
@@ -275,7 +355,7 @@ impl Pipeline {
         let attempt = kept.attempt;
         match microbatch.split {
             Split::HeldOut => {
-                self.evaluated.insert(microbatch.index);
+                self.evaluated.insert(self.place_of(microbatch.index));
             }
             Split::Train => {
                 kept.version = WeightVersion(self.version);
@@ -296,7 +376,7 @@ impl Pipeline {
         };
         assert_eq!(MicrobatchId::train(index), microbatch, "the driver answers the backward under way");
         let kept = self.kept.remove(&index).expect("a backward under way has its microbatch kept");
-        self.backwarded.insert(index);
+        self.backwarded.insert(self.place_of(index));
         self.backwarded_in_step += 1;
         Returned {
             origin: kept.origin,
@@ -312,11 +392,48 @@ impl Pipeline {
         let step = InnerStep(self.version);
         self.version += 1;
         self.backwarded_in_step = 0;
+        self.gradients_agreed = false;
         let border = InnerStep(self.version);
+        if self.agenda.exchanges() == Exchanges::PseudoGradients {
+            self.snapshot_due = self.agenda.outer_at(border);
+        }
         if self.agenda.saves_at(border) || self.drain == Some(border) {
             self.save_due = Some(border);
         }
         step
+    }
+
+    /// Settles a snapshot: from here on the exchange is open, and computing goes on until the cut-over.
+    pub fn snapshotted(&mut self) -> (OuterStep, InnerStep) {
+        let Some(Busy::Snapshot(outer)) = self.busy.take() else {
+            panic!("the driver answered a snapshot that was not under way");
+        };
+        let border = InnerStep(self.version);
+        let cutover = match self.agenda.exchanges() {
+            Exchanges::PseudoGradients if self.drain != Some(border) => self.agenda.cutover_of(border),
+            Exchanges::PseudoGradients | Exchanges::Gradients | Exchanges::Nothing => border,
+        };
+        self.agreement = Agreement::Open { outer, cutover: cutover.0 };
+        (outer, border)
+    }
+
+    /// Hears that the open exchange is committed.
+    pub fn committed(&mut self) {
+        if let Agreement::Open { outer, cutover } = self.agreement {
+            self.agreement = Agreement::Committed { outer, cutover };
+        }
+    }
+
+    /// Hears that the open exchange is called off: training goes on as it is.
+    pub fn restored(&mut self) {
+        self.agreement = Agreement::None;
+    }
+
+    /// Settles going over to what was agreed.
+    pub fn adopted(&mut self) {
+        assert!(matches!(self.busy.take(), Some(Busy::Adopt)), "the driver answers the adoption under way");
+        self.agreement = Agreement::None;
+        self.gradients_agreed = true;
     }
 
     /// Settles a checkpoint.
@@ -325,7 +442,7 @@ impl Pipeline {
     }
 }
 
-/// Microbatches that the coordinator leases ahead of what is settled: all that may be in flight, and the whole next step
+/// Microbatches that the coordinator leases ahead of what is settled, to each replica: all that may be in flight, and the whole next step
 /// behind it, so that the first stage never waits for a lease at a border.
 pub fn lease_ahead(spec: &RunSpec) -> usize {
     spec.pipeline.in_flight_max as usize + spec.pipeline.microbatches_per_step as usize
@@ -373,15 +490,17 @@ mod tests {
                 pipeline.backwarded(microbatch);
                 Some(microbatch.index)
             }
-            task @ (Task::Forward { .. } | Task::Step { .. } | Task::Save { .. }) => {
-                panic!("{task:?} is not a backward")
-            }
+            task @ (Task::Forward { .. }
+            | Task::Step { .. }
+            | Task::Save { .. }
+            | Task::Snapshot { .. }
+            | Task::Adopt { .. }) => panic!("{task:?} is not a backward"),
         }
     }
 
     #[test]
     fn backward_goes_before_forward_and_in_order_under_flush() {
-        let mut pipeline = Pipeline::new(&spec(), InnerStep(0));
+        let mut pipeline = Pipeline::new(&spec(), InnerStep(0), ReplicaId(0));
         (0..3).for_each(|i| assert_eq!(offer(&mut pipeline, train(i)), Ok(Offered::Queued)));
         assert_eq!(forwards(&mut pipeline), [0, 1, 2]);
         offer(&mut pipeline, train(3)).unwrap();
@@ -396,7 +515,7 @@ mod tests {
     fn async_takes_gradients_as_they_come_and_does_not_wait_for_the_step() {
         let mut spec = spec();
         spec.pipeline.schedule = Schedule::Async { staleness_max: 1 };
-        let mut pipeline = Pipeline::new(&spec, InnerStep(0));
+        let mut pipeline = Pipeline::new(&spec, InnerStep(0), ReplicaId(0));
         (0..5).for_each(|i| drop(offer(&mut pipeline, train(i))));
         assert_eq!(forwards(&mut pipeline), [0, 1, 2]);
         gradient(&mut pipeline, 2);
@@ -411,7 +530,7 @@ mod tests {
     fn a_step_waits_for_its_gradients_and_for_the_evaluation_at_its_border() {
         let mut spec = spec();
         spec.evaluation.every = 1;
-        let mut pipeline = Pipeline::new(&spec, InnerStep(1));
+        let mut pipeline = Pipeline::new(&spec, InnerStep(1), ReplicaId(0));
         for index in 4..8 {
             offer(&mut pipeline, train(index)).unwrap();
             assert_eq!(forwards(&mut pipeline), [index]);
@@ -435,7 +554,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_a_duplicate_and_what_is_not_owed_is_refused() {
-        let mut pipeline = Pipeline::new(&spec(), InnerStep(0));
+        let mut pipeline = Pipeline::new(&spec(), InnerStep(0), ReplicaId(0));
         offer(&mut pipeline, train(0)).unwrap();
         assert_eq!(offer(&mut pipeline, train(0)), Ok(Offered::Duplicate));
         let nothing = pipeline.offer_gradient(train(0), NEXT, Bytes::new());
@@ -456,7 +575,7 @@ mod tests {
     fn the_queue_is_bounded() {
         let mut spec = spec();
         spec.training.steps = 1_000;
-        let mut pipeline = Pipeline::new(&spec, InnerStep(0));
+        let mut pipeline = Pipeline::new(&spec, InnerStep(0), ReplicaId(0));
         let taken = (0..100).filter(|i| offer(&mut pipeline, train(*i)).is_ok()).count();
         assert_eq!(taken, 3 + (3 + 4));
         assert_eq!(forwards(&mut pipeline).len(), 3, "no more in flight than the run file allows");

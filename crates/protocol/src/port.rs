@@ -5,6 +5,7 @@
 use crate::event::Event;
 use crate::ids::{Digest, InnerStep, MicrobatchId, PeerId};
 use crate::message::{Message, Outcome, Refusal};
+use crate::sync::task::{SyncDone, SyncTask};
 use crate::time::Span;
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -68,6 +69,8 @@ pub enum Input {
         /// Bytes sent since the node began, as counted under QUIC.
         wire_bytes_total: u64,
     },
+    /// A task of the outer step is done.
+    Sync(SyncDone),
     /// Something is on disk.
     Stored {
         /// What.
@@ -144,8 +147,8 @@ pub enum Action {
     },
     /// Hold a stage: make its weights from the seed, and if asked read a checkpoint over them; answered by `Loaded`.
     Load {
-        /// Which stage.
-        stage: crate::ids::StageId,
+        /// Which stage, as which of its replicas.
+        place: crate::plan::Place,
         /// From where.
         start: crate::message::Start,
     },
@@ -176,6 +179,8 @@ pub enum Action {
         /// Microbatches whose gradients are in the sum.
         microbatches: u32,
     },
+    /// Compute for the outer step; answered by the `Sync` of the same kind, in the order in which tasks were asked for.
+    Sync(SyncTask),
     /// Make durable; answered by `Stored`.
     Store(StoreItem),
     /// Write to the event log.

@@ -3,11 +3,14 @@
 //! Owns the fields, their digest and the search for the first difference. Knows nothing of files, TOML or flags.
 
 use crate::ids::Digest;
+use crate::spec::sync::{SyncSpec, sync_fields};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
+
+pub mod sync;
 
 /// Everything that all peers of a run agree on; its digest names the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,7 +30,7 @@ pub struct RunSpec {
     /// The inner optimizer.
     pub optimizer: OptimizerSpec,
     /// The outer step.
-    pub outer: OuterSpec,
+    pub sync: SyncSpec,
     /// What is learnt from.
     pub data: DataSpec,
     /// When the held-out loss is taken.
@@ -134,7 +137,7 @@ pub struct PipelineSpec {
     pub schedule: Schedule,
     /// Samples in a microbatch.
     pub microbatch_size: u32,
-    /// Microbatches in an inner step.
+    /// Microbatches in an inner step of one replica.
     pub microbatches_per_step: u32,
     /// Training microbatches that may be between their first forward and their last backward.
     pub in_flight_max: u32,
@@ -196,13 +199,6 @@ pub struct OptimizerSpec {
     pub muon_learning_rate: f64,
     /// Momentum of Muon.
     pub muon_momentum: f64,
-}
-
-/// The outer step, at which the replicas of a stage agree.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OuterSpec {
-    /// Inner steps between two outer steps, H.
-    pub inner_steps: u32,
 }
 
 /// Where the text comes from, as far as peers must agree.
@@ -271,9 +267,11 @@ impl RunSpec {
         u64::from(self.pipeline.microbatch_size) * u64::from(self.model.sequence_len)
     }
 
-    /// Returns the tokens of one inner step.
+    /// Returns the tokens of one inner step, over all replicas.
     pub fn step_tokens(&self) -> u64 {
-        self.microbatch_tokens() * u64::from(self.pipeline.microbatches_per_step)
+        self.microbatch_tokens()
+            * u64::from(self.pipeline.microbatches_per_step)
+            * u64::from(self.pipeline.replicas)
     }
 
     /// Returns the bytes of one boundary message: microbatch x sequence x k numbers.
@@ -291,7 +289,7 @@ impl RunSpec {
             pipeline,
             training,
             optimizer,
-            outer,
+            sync,
             data,
             evaluation,
             checkpoint,
@@ -302,8 +300,7 @@ impl RunSpec {
         fields.extend(pipeline_fields(pipeline));
         fields.extend(training_fields(training));
         fields.extend(optimizer_fields(optimizer));
-        let OuterSpec { inner_steps } = outer;
-        fields.push(("outer.inner_steps", inner_steps.to_string()));
+        fields.extend(sync_fields(sync));
         fields.extend(data_fields(data));
         let EvaluationSpec { every, microbatches } = evaluation;
         fields.push(("evaluation.every", every.to_string()));
@@ -490,7 +487,7 @@ pub(crate) mod tests {
                 muon_learning_rate: 1e-2,
                 muon_momentum: 0.95,
             },
-            outer: OuterSpec { inner_steps: 10 },
+            sync: SyncSpec::mean(10),
             data: DataSpec {
                 source: DataSource::Generated { tokens: 1000 },
                 tokenizer: Tokenizer::Bytes,
@@ -533,7 +530,7 @@ pub(crate) mod tests {
             |s| s.pipeline.retain = Retain::Graph,
             |s| s.training.decay = Decay::Cosine,
             |s| s.optimizer.kind = OptimizerKind::Muon,
-            |s| s.outer.inner_steps += 1,
+            |s| s.sync.inner_steps += 1,
             |s| s.data.source = DataSource::Local,
             |s| s.evaluation.microbatches += 1,
         ];

@@ -3,6 +3,7 @@
 //! Owns the format and its version. Any bytes decode or are refused; nothing here panics on what a peer sent.
 
 use crate::message::Message;
+use crate::sync::say::Say;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
@@ -77,7 +78,9 @@ pub fn encode(message: &Message) -> Frame {
     assert!(header.len() <= HEADER_BYTES_MAX, "our messages are bounded where they are made");
     let payload = match message {
         Message::Activation(tensor) | Message::Gradient(tensor) => tensor.payload.clone(),
-        Message::Join(_)
+        Message::Sync(Say::Chunk { payload, .. }) => payload.clone(),
+        Message::Sync(_)
+        | Message::Join(_)
         | Message::Placed { .. }
         | Message::Ready { .. }
         | Message::Lease { .. }
@@ -116,6 +119,8 @@ pub fn decode(frame: &Frame) -> Result<Message, WireError> {
     }
     if let Message::Activation(tensor) | Message::Gradient(tensor) = &mut message {
         tensor.payload = payload.clone();
+    } else if let Message::Sync(Say::Chunk { payload: chunk, .. }) = &mut message {
+        *chunk = payload.clone();
     } else if !payload.is_empty() {
         return Err(WireError::UnexpectedPayload { got: payload.len() });
     }

@@ -8,11 +8,14 @@ use crate::event::{Event, TaskKind};
 use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, Split, StageId};
 use crate::message::{Join, Message, Outcome, Refusal, Start, StepReport, TEXT_BYTES_MAX, Tensor};
 use crate::pipeline::{Offered, Origin, Pipeline, Task};
-use crate::plan::{Place, Plan};
+use crate::plan::{self, Place, Plan};
 use crate::port::{Action, Input, Outbox, Output, StoreItem, StoredItem, Took};
 use crate::receipt::{RECEIPT_MICROBATCHES_MAX, Receipt, Statement};
 use crate::route;
 use crate::spec::RunSpec;
+use crate::sync::group::Group;
+use crate::sync::member::{Decision, Member};
+use crate::sync::task::{SyncDone, SyncTask};
 use crate::time::{Span, Time};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -63,6 +66,10 @@ struct Seat {
     /// Peers of the next stage that are not connected yet.
     unconnected: BTreeSet<PeerId>,
     pipeline: Pipeline,
+    /// This replica among those of its stage; `None` where it is the only one.
+    member: Option<Member>,
+    /// Since when computing stands still for the other replicas.
+    standing_since: Option<Time>,
     /// Work received from others and not yet receipted.
     received: BTreeMap<(StageId, PeerId), Vec<u64>>,
     since_step: Tally,
@@ -74,6 +81,7 @@ struct Tally {
     began: Time,
     compute: Span,
     serialise: Span,
+    sync: Span,
     staleness: u64,
     wire_bytes_before: u64,
 }
@@ -95,7 +103,8 @@ impl Worker {
         match input {
             Input::Received { from, message } => self.received(now, from, message, out),
             Input::Connected { peer } => self.connected(peer, out),
-            Input::Lost { peer, reason } => self.lost(peer, reason, out),
+            Input::Lost { peer, reason } => self.lost(now, peer, reason, out),
+            Input::Sync(done) => self.sync_done(now, done, out),
             Input::Rejected { peer, reason } => out.record(Event::Rejected { peer, reason }),
             Input::Faulted { reason } => self.fail(reason, out),
             Input::Loaded { took, .. } => self.loaded(took, out),
@@ -108,9 +117,60 @@ impl Worker {
             }
             Input::Stored { item, took } => self.stored(item, took, out),
             Input::Drain => self.fail(String::from("stopped by its operator"), out),
-            Input::Woke => {}
+            Input::Woke => {
+                if let Some(member) = self.member() {
+                    member.woke(now, out);
+                }
+            }
         }
-        self.advance(out);
+        self.follow_decision(out);
+        self.advance(now, out);
+    }
+
+    /// Returns when to be woken: when what was said about an outer step is said again.
+    pub fn deadline(&self) -> Option<Time> {
+        self.seat().and_then(|seat| seat.member.as_ref()).and_then(Member::deadline)
+    }
+
+    fn member(&mut self) -> Option<&mut Member> {
+        match &mut self.phase {
+            Phase::Seated(seat) => seat.member.as_mut(),
+            Phase::Joining | Phase::Over => None,
+        }
+    }
+
+    fn sync_done(&mut self, now: Time, done: SyncDone, out: &mut Outbox) {
+        let Phase::Seated(seat) = &mut self.phase else { return };
+        let member = seat.member.as_mut().expect("the core asks for an outer step only among replicas");
+        let (task, took) = done.task();
+        out.record(Event::Computed { task, microbatch: None, took });
+        match &done {
+            SyncDone::Snapshotted { .. } => {
+                seat.since_step.sync = seat.since_step.sync.saturating_add(took);
+                let (outer, step) = seat.pipeline.snapshotted();
+                member.reached(now, outer, step, out);
+            }
+            SyncDone::Adopted { .. } => {
+                seat.since_step.sync = seat.since_step.sync.saturating_add(took);
+                seat.pipeline.adopted();
+            }
+            SyncDone::Committed { .. } => seat.pipeline.committed(),
+            SyncDone::Restored { .. } => seat.pipeline.restored(),
+            SyncDone::Encoded { .. } | SyncDone::Reduced { .. } | SyncDone::Staged { .. } => {}
+        }
+        member.done(now, done, out);
+    }
+
+    /// Leaves when the others have gone on; commit and restore reach the pipeline when the driver has carried them out.
+    fn follow_decision(&mut self, out: &mut Outbox) {
+        let Some((outer, decision)) = self.member().and_then(Member::take_decision) else { return };
+        match decision {
+            Decision::Committed | Decision::Restored => {}
+            Decision::Excluded => {
+                let step = outer.0;
+                self.fail(format!("the other replicas went on without this one at outer step {step}"), out);
+            }
+        }
     }
 
     fn connected(&mut self, peer: PeerId, out: &mut Outbox) {
@@ -127,7 +187,10 @@ impl Worker {
         }
     }
 
-    fn lost(&mut self, peer: PeerId, reason: String, out: &mut Outbox) {
+    fn lost(&mut self, now: Time, peer: PeerId, reason: String, out: &mut Outbox) {
+        if let Some(member) = self.member() {
+            member.lost(now, peer, out);
+        }
         let stage = self.seat().and_then(|seat| seat.plan.place_of(peer)).map(|place| place.stage);
         out.record(Event::PeerLost { peer, stage, reason: reason.clone() });
         if peer == self.coordinator {
@@ -152,6 +215,15 @@ impl Worker {
             Message::Finish { outcome } if from_coordinator => self.finish(outcome, out),
             Message::Activation(tensor) => self.tensor_received(from, tensor, Direction::Forward, out),
             Message::Gradient(tensor) => self.tensor_received(from, tensor, Direction::Backward, out),
+            Message::Sync(say) => {
+                let heard = match self.member() {
+                    Some(member) => member.received(now, from, say, out),
+                    None => Err(Refusal::NotYours { peer: from }),
+                };
+                if let Err(refusal) = heard {
+                    out.refuse(from, refusal);
+                }
+            }
             Message::Refused(refusal) => self.refused(from, refusal, out),
             Message::Placed { .. }
             | Message::Lease { .. }
@@ -197,14 +269,24 @@ impl Worker {
             unconnected.insert(member.peer);
             out.push(Action::Dial { peer: member.peer, address: member.address.clone() });
         }
-        out.push(Action::Load { stage: place.stage, start });
+        // Of two replicas the earlier dials, so that one connection joins them.
+        let later = |member: &&plan::Member| member.place.replica > place.replica;
+        for member in plan.replicas(place.stage).filter(later) {
+            unconnected.insert(member.peer);
+            out.push(Action::Dial { peer: member.peer, address: member.address.clone() });
+        }
+        let group = Group::of(&plan, place.stage);
+        let member = (group.members.len() > 1).then(|| Member::new(place.replica, self.coordinator, group));
+        out.push(Action::Load { place, start });
         self.phase = Phase::Seated(Box::new(Seat {
             place,
             plan,
             loaded: false,
             ready_said: false,
             unconnected,
-            pipeline: Pipeline::new(&self.spec, step),
+            pipeline: Pipeline::new(&self.spec, step, place.replica),
+            member,
+            standing_since: None,
             received: BTreeMap::new(),
             since_step: Tally { began: now, ..Tally::default() },
         }));
@@ -373,6 +455,8 @@ impl Worker {
             learning_rate,
             compute: tally.compute,
             serialise: tally.serialise,
+            sync: tally.sync,
+            lost: Span(0),
             wall: now.since(tally.began),
             wire_bytes: wire_bytes_total.saturating_sub(tally.wire_bytes_before),
             staleness: tally.staleness,
@@ -393,11 +477,19 @@ impl Worker {
     }
 
     /// Asks for the next computation, if one may start.
-    fn advance(&mut self, out: &mut Outbox) {
+    fn advance(&mut self, now: Time, out: &mut Outbox) {
         let agenda = self.agenda;
         let Phase::Seated(seat) = &mut self.phase else { return };
         if !seat.loaded {
             return;
+        }
+        match (seat.pipeline.awaits_agreement(), seat.standing_since) {
+            (true, None) => seat.standing_since = Some(now),
+            (false, Some(since)) => {
+                seat.standing_since = None;
+                seat.since_step.sync = seat.since_step.sync.saturating_add(now.since(since));
+            }
+            (true, Some(_)) | (false, None) => {}
         }
         let Some(task) = seat.pipeline.start() else { return };
         out.push(match task {
@@ -409,6 +501,8 @@ impl Worker {
             }
             Task::Step { step } => Action::Step { step, microbatches: agenda.microbatches_per_step() as u32 },
             Task::Save { border } => Action::Store(StoreItem::Checkpoint { step: border }),
+            Task::Snapshot { outer } => Action::Sync(SyncTask::Snapshot { outer }),
+            Task::Adopt { outer } => Action::Sync(SyncTask::Adopt { outer }),
         });
     }
 

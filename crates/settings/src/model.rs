@@ -6,7 +6,10 @@ use trestle_model::config::{BoundaryForm, Dtype, ModelConfig, Retain};
 use trestle_model::device::DeviceKind;
 use trestle_model::engine::EngineConfig;
 use trestle_model::optimizer::config::{OptimizerConfig, OptimizerKind};
+use trestle_model::outer::{CodecKind, Exchanged, OuterConfig, Ramp, Rule};
 use trestle_model::schedule::{ScheduleConfig, ScheduleKind};
+use trestle_protocol::agenda::{Agenda, Exchanges};
+use trestle_protocol::spec::sync::{OuterRule, SyncCodec};
 use trestle_protocol::spec::{self, RunSpec};
 
 /// Gives the shape of a run's model.
@@ -78,6 +81,39 @@ fn optimizer_config(spec: &RunSpec) -> OptimizerConfig {
         muon_momentum: optimizer.muon_momentum,
         muon_dtype: dtype(spec.pipeline.compute),
     }
+}
+
+/// The momentum from which it rises, where it does.
+const MOMENTUM_RAMP_FROM: f64 = 0.5;
+
+/// Gives the arithmetic of a run's outer steps; `None` where each stage has one replica.
+pub fn outer_config(spec: &RunSpec) -> Option<OuterConfig> {
+    let exchanged = match Agenda::new(spec).exchanges() {
+        Exchanges::Nothing => return None,
+        Exchanges::Gradients => Exchanged::Gradients,
+        Exchanges::PseudoGradients => Exchanged::Weights,
+    };
+    let sync = &spec.sync;
+    let steps = u64::from(sync.momentum_ramp);
+    Some(OuterConfig {
+        rule: match sync.rule {
+            OuterRule::Mean => Rule::Mean,
+            OuterRule::Nesterov => Rule::Nesterov {
+                learning_rate: sync.learning_rate,
+                momentum: sync.momentum,
+                ramp: (steps > 0).then_some(Ramp { from: MOMENTUM_RAMP_FROM, steps }),
+            },
+            OuterRule::Plain => Rule::Plain { learning_rate: sync.learning_rate },
+        },
+        codec: match sync.codec {
+            SyncCodec::F32 => CodecKind::F32,
+            SyncCodec::Bf16 => CodecKind::Bf16,
+            SyncCodec::Int8 => CodecKind::Int8,
+            SyncCodec::SparseLoCo => CodecKind::SparseLoCo,
+        },
+        exchanged,
+        error_decay: sync.error_decay,
+    })
 }
 
 /// Translates a number format.

@@ -5,9 +5,11 @@
 
 use crate::draws::{Draws, Permille};
 use bytes::Bytes;
-use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, StageId};
+use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId};
 use trestle_protocol::message::Start;
+use trestle_protocol::plan::Place;
 use trestle_protocol::port::Output;
+use trestle_protocol::sync::task::{SyncDone, SyncTask};
 use trestle_protocol::time::Span;
 
 /// Why an effect could not be carried out, in words for the event log.
@@ -41,7 +43,7 @@ pub trait Compute {
     ///
     /// # Errors
     /// The checkpoint cannot be read, or the stage cannot be made.
-    fn load(&mut self, stage: StageId, start: Start) -> Result<(), Fault>;
+    fn load(&mut self, place: Place, start: Start) -> Result<(), Fault>;
 
     /// Runs a forward.
     ///
@@ -66,6 +68,25 @@ pub trait Compute {
     /// # Errors
     /// The disk fails.
     fn save(&mut self, step: InnerStep) -> Result<Digest, Fault>;
+
+    /// Carries out a task of an outer step; gives its answer, whose length of time is still to be drawn, and how many bytes
+    /// it went over.
+    ///
+    /// # Errors
+    /// The model fails, or training has diverged.
+    fn agree(&mut self, task: SyncTask) -> Result<(SyncDone, u64), Fault>;
+}
+
+/// Bytes that something goes over in a second; 0 takes no time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub u64);
+
+impl Rate {
+    /// Returns how long some bytes take.
+    pub fn span(self, bytes: u64) -> Span {
+        let span = (u128::from(bytes) * 1_000_000).checked_div(u128::from(self.0)).unwrap_or(0);
+        Span(u64::try_from(span).unwrap_or(u64::MAX))
+    }
 }
 
 /// How long each kind of computation takes in virtual time.
@@ -81,6 +102,10 @@ pub struct Spans {
     pub save: Span,
     /// Taking hold of a stage.
     pub load: Span,
+    /// Copying weights for an outer step, for which computing stands still.
+    pub copy: Rate,
+    /// Encoding, reducing and staging, beside what is computed.
+    pub beside: Rate,
     /// How far each computation may lie from the mean.
     pub jitter: Permille,
 }
@@ -89,12 +114,15 @@ impl Spans {
     /// Returns the spans of a device that takes `factor` times as long.
     pub fn slower(self, factor: u64) -> Self {
         let slow = |span: Span| Span(span.0.saturating_mul(factor));
+        let slow_rate = |rate: Rate| Rate(if rate.0 == 0 { 0 } else { (rate.0 / factor).max(1) });
         Self {
             forward: slow(self.forward),
             backward: slow(self.backward),
             step: slow(self.step),
             save: slow(self.save),
             load: slow(self.load),
+            copy: slow_rate(self.copy),
+            beside: slow_rate(self.beside),
             jitter: self.jitter,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns the vocabulary. Knows nothing of how a swarm is run.
 
-use trestle_protocol::ids::StageId;
+use trestle_protocol::plan::Place;
 use trestle_protocol::time::Span;
 
 /// Something that is done to a swarm.
@@ -14,8 +14,8 @@ pub enum Fault {
     Crash,
     /// One worker dies.
     Kill {
-        /// The stage it holds.
-        stage: StageId,
+        /// What it holds, or the one that asked for it in that turn.
+        place: Place,
     },
 }
 

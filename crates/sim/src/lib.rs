@@ -3,6 +3,7 @@
 //! Owns virtual time, simulated links and devices, and scenarios. Knows nothing of sockets or real time, and takes no
 //! decision of the protocol.
 
+pub mod agreement;
 pub mod compute;
 pub mod cost;
 pub mod draws;

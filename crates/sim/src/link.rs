@@ -1,11 +1,21 @@
 //! Links: when a message sent now arrives.
 //!
-//! Owns latency, bandwidth and jitter of every directed pair of peers. Knows nothing of what a message says, only its
-//! size and whether it carries a tensor.
+//! Owns latency, bandwidth and jitter of all links, and the order in which a link carries what waits. Knows nothing of what
+//! a message says, only its size and kind.
 
 use crate::draws::{Draws, Permille};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use trestle_protocol::time::{Span, Time};
+use trestle_protocol::wire::Frame;
+
+/// Who shares the bandwidth of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// Nobody: each pair of peers has a line of its own.
+    ByPair,
+    /// All that one peer sends, and all that it receives.
+    ByPeer,
+}
 
 /// What a link is like, in each direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +24,10 @@ pub struct Link {
     pub latency: Span,
     /// Bits that leave in a second; 0 does not limit.
     pub bandwidth: u64,
+    /// Bits that a peer receives in a second, where peers share; 0 does not limit.
+    pub downlink: u64,
+    /// Who shares it.
+    pub shared: Shared,
     /// How far each message's transfer and latency may lie from the mean.
     pub jitter: Permille,
 }
@@ -25,6 +39,33 @@ pub enum Freight {
     Control,
     /// A message with a tensor, which goes over several streams and may overtake or be overtaken.
     Tensor,
+    /// A part of something large, which gives way to all else, also when it is half sent, as streams of a lower priority
+    /// do.
+    Bulk,
+}
+
+/// A lane: the pair of peers, or the one peer, whose sending takes turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LaneId(usize, Option<usize>);
+
+impl LaneId {
+    /// Returns who sends.
+    pub fn from(self) -> usize {
+        self.0
+    }
+}
+
+/// A bulk message that has arrived, or will.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Who sent it.
+    pub from: usize,
+    /// To whom.
+    pub to: usize,
+    /// When it arrives.
+    pub at: Time,
+    /// What it is.
+    pub frame: Frame,
 }
 
 /// All links of a swarm.
@@ -34,48 +75,114 @@ pub struct Links {
     common: Link,
     /// Links of single peers, which hold for all they send and receive instead of the common one.
     own: BTreeMap<usize, Link>,
-    lanes: BTreeMap<(usize, usize), Lane>,
+    lanes: BTreeMap<LaneId, Lane>,
+    control_last: BTreeMap<(usize, usize), Time>,
+    /// When each peer has received all bulk that is on its way, where peers share.
+    received: BTreeMap<usize, Time>,
 }
 
-/// One direction of one link.
+/// What one lane has sent and has still to send.
 #[derive(Debug)]
 struct Lane {
     link: Link,
+    /// When all that is urgent has left.
     free: Time,
-    control_last: Time,
+    /// How long everything urgent took to leave, so far.
+    urgent: Span,
+    bulk: VecDeque<Load>,
+    /// Since when the first of `bulk` has been leaving, and `urgent` as it was then.
+    since: (Time, Span),
     draws: Draws,
+}
+
+#[derive(Debug)]
+struct Load {
+    to: usize,
+    transfer: Span,
+    frame: Frame,
 }
 
 impl Links {
     /// Makes the links of a swarm.
     pub fn new(seed: u64, common: Link, own: BTreeMap<usize, Link>) -> Self {
-        Self { seed, common, own, lanes: BTreeMap::new() }
+        let (lanes, control_last, received) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { seed, common, own, lanes, control_last, received }
     }
 
-    /// Sends `bytes` and returns when the last of them arrives.
+    /// Sends `bytes` that do not wait for bulk, and returns when the last of them arrives.
     pub fn send(&mut self, now: Time, from: usize, to: usize, bytes: usize, freight: Freight) -> Time {
-        let lane = self.lane(from, to);
-        let Link { latency, bandwidth, jitter } = lane.link;
-        let transfer = (bytes as u128 * 8_000_000).checked_div(u128::from(bandwidth)).unwrap_or(0);
-        let transfer = Span(u64::try_from(transfer).unwrap_or(u64::MAX));
-        lane.free = lane.free.max(now) + lane.draws.around(transfer, jitter);
+        let (_, lane) = self.lane(from, to);
+        let Link { latency, bandwidth, downlink, shared, jitter } = lane.link;
+        let transfer = lane.draws.around(transfer(bytes, bandwidth), jitter);
+        lane.free = lane.free.max(now) + transfer;
+        lane.urgent = lane.urgent.saturating_add(transfer);
         let arrival = lane.free + lane.draws.around(latency, jitter);
+        if shared == Shared::ByPeer {
+            let received = self.received.entry(to).or_default();
+            *received = (*received).max(now) + self::transfer(bytes, downlink);
+        }
         match freight {
-            Freight::Tensor => arrival,
+            Freight::Tensor | Freight::Bulk => arrival,
             Freight::Control => {
-                lane.control_last = lane.control_last.max(arrival);
-                lane.control_last
+                let last = self.control_last.entry((from, to)).or_default();
+                *last = (*last).max(arrival);
+                *last
             }
         }
     }
 
+    /// Lets a bulk message wait for its turn; returns the lane and when to call [`Links::turn`], if nothing waited there.
+    pub fn queue(&mut self, now: Time, from: usize, to: usize, frame: Frame) -> Option<(LaneId, Time)> {
+        let (id, lane) = self.lane(from, to);
+        let Link { bandwidth, jitter, .. } = lane.link;
+        let transfer = lane.draws.around(transfer(frame.bytes(), bandwidth), jitter);
+        lane.bulk.push_back(Load { to, transfer, frame });
+        if lane.bulk.len() > 1 {
+            return None;
+        }
+        lane.since = (now, lane.urgent_until(now));
+        Some((id, lane.free.max(now) + transfer))
+    }
+
+    /// Looks whether the first bulk message of a lane has left; gives it if so, and when to look again.
+    pub fn turn(&mut self, now: Time, id: LaneId) -> (Option<Delivery>, Option<Time>) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return (None, None) };
+        let Some(first) = lane.bulk.front() else { return (None, None) };
+        let urgent = lane.urgent_until(now);
+        let (since, urgent_then) = lane.since;
+        let left = Span(now.since(since).0.saturating_sub(urgent.0 - urgent_then.0));
+        if left < first.transfer {
+            return (None, Some(lane.free.max(now) + Span(first.transfer.0 - left.0)));
+        }
+        let Link { latency, downlink, shared, jitter, .. } = lane.link;
+        let mut at = now + lane.draws.around(latency, jitter);
+        lane.since = (now, urgent);
+        let sent = lane.bulk.pop_front();
+        let next = lane.bulk.front().map(|next| lane.free.max(now) + next.transfer);
+        let delivery = sent.map(|Load { to, frame, .. }| {
+            if shared == Shared::ByPeer {
+                let transfer = transfer(frame.bytes(), downlink);
+                let received = self.received.entry(to).or_default();
+                *received = (*received).max(Time(at.0.saturating_sub(transfer.0))) + transfer;
+                at = at.max(*received);
+            }
+            Delivery { from: id.from(), to, at, frame }
+        });
+        (delivery, next)
+    }
+
+    /// Forgets what waits, as when the peers die.
+    pub fn clear(&mut self) {
+        self.lanes.values_mut().for_each(|lane| lane.bulk.clear());
+    }
+
     /// Returns how long a handshake takes: three ways of the latency.
     pub fn handshake(&mut self, from: usize, to: usize) -> Span {
-        let latency = self.lane(from, to).link.latency;
+        let latency = self.lane(from, to).1.link.latency;
         latency.saturating_add(latency).saturating_add(latency)
     }
 
-    fn lane(&mut self, from: usize, to: usize) -> &mut Lane {
+    fn lane(&mut self, from: usize, to: usize) -> (LaneId, &mut Lane) {
         let slowest = |a: Link, b: Link| if b.latency > a.latency { b } else { a };
         let link = match (self.own.get(&from), self.own.get(&to)) {
             (Some(a), Some(b)) => slowest(*a, *b),
@@ -83,22 +190,53 @@ impl Links {
             (None, None) => self.common,
         };
         let seed = self.seed;
-        self.lanes.entry((from, to)).or_insert_with(|| Lane {
+        let (id, place) = match link.shared {
+            Shared::ByPair => (LaneId(from, Some(to)), vec![from as u64, to as u64]),
+            Shared::ByPeer => (LaneId(from, None), vec![from as u64]),
+        };
+        let lane = self.lanes.entry(id).or_insert_with(|| Lane {
             link,
             free: Time(0),
-            control_last: Time(0),
-            draws: Draws::new(seed, "link", &[from as u64, to as u64]),
-        })
+            urgent: Span(0),
+            bulk: VecDeque::new(),
+            since: (Time(0), Span(0)),
+            draws: Draws::new(seed, "link", &place),
+        });
+        (id, lane)
     }
+}
+
+impl Lane {
+    /// Returns for how long, up to now, the lane was busy with what is urgent.
+    fn urgent_until(&self, now: Time) -> Span {
+        Span(self.urgent.0 - self.free.since(now).0)
+    }
+}
+
+fn transfer(bytes: usize, bandwidth: u64) -> Span {
+    let transfer = (bytes as u128 * 8_000_000).checked_div(u128::from(bandwidth)).unwrap_or(0);
+    Span(u64::try_from(transfer).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+
+    const LINK: Link = Link {
+        latency: Span::millis(40),
+        bandwidth: 8_000_000,
+        downlink: 0,
+        shared: Shared::ByPair,
+        jitter: Permille(0),
+    };
 
     fn links(jitter: u32) -> Links {
-        let link = Link { latency: Span::millis(40), bandwidth: 8_000_000, jitter: Permille(jitter) };
-        Links::new(3, link, BTreeMap::new())
+        Links::new(3, Link { jitter: Permille(jitter), ..LINK }, BTreeMap::new())
+    }
+
+    fn frame(bytes: usize) -> Frame {
+        Frame { header: Bytes::new(), payload: vec![0; bytes].into() }
     }
 
     #[test]
@@ -120,10 +258,44 @@ mod tests {
 
     #[test]
     fn a_peer_with_a_link_of_its_own_uses_it_both_ways() {
-        let far = Link { latency: Span::seconds(1), bandwidth: 0, jitter: Permille(0) };
-        let near = Link { latency: Span(10), bandwidth: 0, jitter: Permille(0) };
+        let far = Link { latency: Span::seconds(1), bandwidth: 0, ..LINK };
+        let near = Link { latency: Span(10), bandwidth: 0, ..LINK };
         let mut links = Links::new(1, near, BTreeMap::from([(2, far)]));
         let mut send = |from, to| links.send(Time(0), from, to, 1 << 20, Freight::Tensor);
         assert_eq!([send(0, 1), send(0, 2), send(2, 1)], [Time(10), Time(1_000_000), Time(1_000_000)]);
+    }
+
+    #[test]
+    fn bulk_gives_way_and_loses_nothing_of_what_is_sent() {
+        let mut links = links(0);
+        let (lane, look) = links.queue(Time(0), 0, 1, frame(2_000_000)).expect("the lane was idle");
+        assert_eq!(look, Time(2_000_000));
+        assert_eq!(links.queue(Time(0), 0, 1, frame(1_000_000)), None, "it waits behind the first");
+        let urgent = links.send(Time(500_000), 0, 1, 1_000_000, Freight::Tensor);
+        assert_eq!(urgent, Time(1_540_000), "as if there were no bulk");
+        let (early, again) = links.turn(Time(2_000_000), lane);
+        assert!(early.is_none());
+        assert_eq!(again, Some(Time(3_000_000)), "the second that the tensor took");
+        let (first, next) = links.turn(Time(3_000_000), lane);
+        assert_eq!(first.map(|first| first.at), Some(Time(3_040_000)));
+        assert_eq!(next, Some(Time(4_000_000)));
+        let (second, last) = links.turn(Time(4_000_000), lane);
+        assert_eq!((second.map(|second| second.at), last), (Some(Time(4_040_000)), None));
+    }
+
+    #[test]
+    fn what_a_peer_sends_and_receives_is_shared_where_peers_share() {
+        let shared = Link { shared: Shared::ByPeer, downlink: 4_000_000, latency: Span(0), ..LINK };
+        let mut links = Links::new(3, shared, BTreeMap::new());
+        assert_eq!(links.send(Time(0), 0, 1, 1_000_000, Freight::Tensor), Time(1_000_000));
+        assert_eq!(links.send(Time(0), 0, 2, 1_000_000, Freight::Tensor), Time(2_000_000), "one uplink");
+        let (two, three) =
+            (links.queue(Time(0), 2, 4, frame(1_000_000)), links.queue(Time(0), 3, 4, frame(1_000_000)));
+        let mut arrival = |lane: Option<(LaneId, Time)>| {
+            let (lane, at) = lane.expect("idle");
+            links.turn(at, lane).0.map(|delivery| delivery.at)
+        };
+        assert_eq!(arrival(two), Some(Time(2_000_000)), "a downlink at half the rate");
+        assert_eq!(arrival(three), Some(Time(4_000_000)), "behind the other");
     }
 }

@@ -6,9 +6,10 @@
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use trestle_protocol::event::{Event, TaskKind};
-use trestle_protocol::ids::{Digest, PeerId};
-use trestle_protocol::message::Outcome;
+use trestle_protocol::event::{Event, OuterSummary, TaskKind, Verdict};
+use trestle_protocol::ids::{Digest, OuterStep, PeerId, StageId};
+use trestle_protocol::message::{Outcome, StepReport};
+use trestle_protocol::plan::Place;
 use trestle_protocol::time::{Span, Time};
 
 /// A line of the log: `{"at":<microseconds>,"peer":"<hex>","event":{...}}`.
@@ -68,6 +69,34 @@ pub struct Tally {
     pub stepped: Time,
     /// How long each worker computed.
     pub computed: BTreeMap<PeerId, Span>,
+    /// What is counted of the outer steps.
+    pub outer: OuterTally,
+}
+
+/// What is counted of the outer steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OuterTally {
+    /// Those committed for all stages.
+    pub committed: u64,
+    /// Those restored for all stages.
+    pub restored: u64,
+    /// Replicas that took over a commit, over all outer steps.
+    pub agreed: u64,
+    /// Those whose weights then were not those of their stage's commit.
+    pub apart: u64,
+    /// Contributions and results that were found flawed, at each peer that noticed.
+    pub flawed: u64,
+    /// Shards, or votes, on which replicas differed.
+    pub disagreed: u64,
+    /// Replicas that the others went on without.
+    pub excluded: u64,
+    /// What the weights of each stage are after the outer steps that were committed.
+    pub digests: BTreeMap<(OuterStep, StageId), Digest>,
+    /// Where each peer stands.
+    pub places: BTreeMap<PeerId, Place>,
+    /// For how long computing stood still for outer steps at each place, and how long its inner steps took, from the first
+    /// that had to do with one.
+    pub stood: BTreeMap<Place, (Span, Span)>,
 }
 
 impl<'a> EventLog<'a> {
@@ -121,7 +150,14 @@ impl Tally {
                 self.losses.push((summary.step.0, summary.loss));
                 let staleness = summary.reports.iter().map(|(_, report)| report.staleness).max();
                 self.staleness = self.staleness.max(staleness.unwrap_or(0));
+                summary.reports.iter().for_each(|(place, report)| self.outer.stood(*place, report));
             }
+            Event::Planned { members, .. } => self.outer.places.extend(members.iter().copied()),
+            Event::Outer(summary) => self.outer.decided(summary),
+            Event::Agreed { outer, digest } => self.outer.agreed(peer, *outer, *digest),
+            Event::Flawed { .. } => self.outer.flawed += 1,
+            Event::Disagreed { .. } => self.outer.disagreed += 1,
+            Event::Excluded { .. } => self.outer.excluded += 1,
             Event::Evaluated { step, loss, .. } => self.evaluations.push((step.0, *loss)),
             Event::Ledger { planned, credited, duplicates } => {
                 self.planned += planned * credited.len() as u64;
@@ -147,9 +183,21 @@ impl Tally {
             Event::Finished { outcome: Outcome::Failed { .. } } => self.failed += 1,
             Event::Finished { outcome: Outcome::Done | Outcome::Stopped { .. } }
             | Event::Joined { .. }
-            | Event::Planned { .. }
             | Event::Leased { .. }
-            | Event::Computed { task: TaskKind::Save | TaskKind::Load, .. }
+            | Event::Computed {
+                task:
+                    TaskKind::Save
+                    | TaskKind::Load
+                    | TaskKind::Snapshot
+                    | TaskKind::Encode
+                    | TaskKind::Reduce
+                    | TaskKind::Stage
+                    | TaskKind::Commit
+                    | TaskKind::Restore
+                    | TaskKind::Adopt,
+                ..
+            }
+            | Event::Restored { .. }
             | Event::Saved { .. }
             | Event::RefusedBy { .. }
             | Event::Draining { .. } => {}
@@ -161,6 +209,42 @@ impl Tally {
         let wall = self.stepped.since(self.started.unwrap_or_default());
         let busiest = self.computed.values().max().copied().unwrap_or_default();
         if wall.0 == 0 { 0.0 } else { busiest.0 as f64 / wall.0 as f64 }
+    }
+}
+
+impl OuterTally {
+    fn stood(&mut self, place: Place, report: &StepReport) {
+        // What comes before the first outer step has none to stand still for.
+        if report.sync == Span(0) && !self.stood.contains_key(&place) {
+            return;
+        }
+        let (stood, wall) = self.stood.entry(place).or_default();
+        *stood = stood.saturating_add(report.sync);
+        *wall = wall.saturating_add(report.wall);
+    }
+
+    fn decided(&mut self, summary: &OuterSummary) {
+        match summary.verdict {
+            Verdict::Committed => self.committed += 1,
+            Verdict::Restored => self.restored += 1,
+        }
+        let digests = summary.digests.iter().map(|(stage, digest)| ((summary.outer, *stage), *digest));
+        self.digests.extend(digests);
+    }
+
+    fn agreed(&mut self, peer: PeerId, outer: OuterStep, digest: Digest) {
+        self.agreed += 1;
+        let stage = self.places.get(&peer).map(|place| place.stage);
+        let committed = stage.and_then(|stage| self.digests.get(&(outer, stage)));
+        if committed != Some(&digest) {
+            self.apart += 1;
+        }
+    }
+
+    /// Returns the share of its time for which a worker did not stand still for an outer step, where that is least.
+    pub fn utilisation(&self) -> f64 {
+        let share = |(stood, wall): &(Span, Span)| 1.0 - stood.0 as f64 / wall.0.max(1) as f64;
+        self.stood.values().map(share).fold(1.0, f64::min)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Losses of a run, and whether two runs have the same ones.
 //!
-//! Owns the comparison, to the bit. Knows nothing of how a run was made.
+//! Owns the comparison, to the bit or nearly so. Knows nothing of how a run was made.
 
 use std::collections::BTreeMap;
 
@@ -13,19 +13,42 @@ pub struct Losses {
     pub evaluations: BTreeMap<u64, f64>,
 }
 
-impl Losses {
-    /// Finds where losses differ from these: a loss with other bits, at a place these lack, or a place that is missing.
-    /// A place that was taken twice counts both times. `None` when all are the same.
-    pub fn difference(&self, steps: &[(u64, f64)], evaluations: &[(u64, f64)]) -> Option<String> {
-        let training = differs("loss of step", &self.steps, steps);
-        training.or_else(|| differs("held-out loss at border", &self.evaluations, evaluations))
+/// When two losses are the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Equal {
+    /// When all their bits are.
+    ToTheBit,
+    /// When they differ by no more than this share.
+    Within(f64),
+}
+
+impl Equal {
+    fn holds(self, want: f64, got: f64) -> bool {
+        match self {
+            Equal::ToTheBit => want.to_bits() == got.to_bits(),
+            Equal::Within(share) => (want - got).abs() <= share * want.abs(),
+        }
     }
 }
 
-fn differs(what: &str, wanted: &BTreeMap<u64, f64>, found: &[(u64, f64)]) -> Option<String> {
+impl Losses {
+    /// Finds where losses differ from these: another loss, a place that these lack, or a place that is missing. A place
+    /// that was taken twice counts both times. `None` when all are the same.
+    pub fn difference(
+        &self,
+        steps: &[(u64, f64)],
+        evaluations: &[(u64, f64)],
+        equal: Equal,
+    ) -> Option<String> {
+        let training = differs("loss of step", &self.steps, steps, equal);
+        training.or_else(|| differs("held-out loss at border", &self.evaluations, evaluations, equal))
+    }
+}
+
+fn differs(what: &str, wanted: &BTreeMap<u64, f64>, found: &[(u64, f64)], equal: Equal) -> Option<String> {
     for (at, loss) in found {
         match wanted.get(at) {
-            Some(want) if want.to_bits() == loss.to_bits() => {}
+            Some(want) if equal.holds(*want, *loss) => {}
             Some(want) => return Some(format!("{what} {at} is {loss}, there {want}")),
             None => return Some(format!("{what} {at} is {loss}, there none")),
         }
@@ -43,8 +66,9 @@ mod tests {
     fn any_bit_and_any_gap_is_a_difference() {
         let losses =
             Losses { steps: BTreeMap::from([(0, 2.0), (1, 1.5)]), evaluations: BTreeMap::from([(2, 1.0)]) };
-        let differs =
-            |steps: &[(u64, f64)], evaluations: &[(u64, f64)]| losses.difference(steps, evaluations);
+        let differs = |steps: &[(u64, f64)], evaluations: &[(u64, f64)]| {
+            losses.difference(steps, evaluations, Equal::ToTheBit)
+        };
         let all = [(0, 2.0), (1, 1.5)];
         assert_eq!(differs(&all, &[(2, 1.0)]), None);
         assert_eq!(
@@ -59,6 +83,8 @@ mod tests {
         );
         assert_eq!(differs(&all[..1], &[(2, 1.0)]).as_deref(), Some("loss of step 1 is missing, there 1.5"));
         assert_eq!(differs(&all, &[]).as_deref(), Some("held-out loss at border 2 is missing, there 1"));
+        assert_eq!(losses.difference(&[(0, 2.0), (1, off)], &[(2, 1.0)], Equal::Within(1e-6)), None);
+        assert!(losses.difference(&[(0, 2.0), (1, 1.500_01)], &[(2, 1.0)], Equal::Within(1e-6)).is_some());
         assert_eq!(differs(&[(9, 1.0)], &[]).as_deref(), Some("loss of step 9 is 1, there none"));
     }
 }

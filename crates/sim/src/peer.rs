@@ -2,13 +2,16 @@
 //!
 //! Owns one peer's key, device and effects. Knows nothing of links or of the other peers.
 
+use crate::agreement::timed;
 use crate::compute::{Compute, Device, Fault, Spans, Work};
 use crate::draws::derive;
 use ed25519_dalek::SigningKey;
-use trestle_protocol::ids::{InnerStep, MicrobatchId, PeerId, StageId};
+use trestle_protocol::ids::{InnerStep, MicrobatchId, PeerId};
 use trestle_protocol::message::Start;
 use trestle_protocol::node::Node;
+use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Input, StoredItem, Took};
+use trestle_protocol::sync::task::SyncTask;
 use trestle_protocol::time::{Span, Time};
 
 /// Whether a peer takes part.
@@ -44,6 +47,8 @@ pub struct Computing {
     pub compute: Box<dyn Compute>,
     /// How long it takes.
     pub device: Device,
+    /// When what goes on beside computing, one task after another, is done.
+    pub beside_free: Time,
 }
 
 /// Derives the key of a peer from the seed.
@@ -58,8 +63,8 @@ pub fn id(key: &SigningKey) -> PeerId {
 
 impl Computing {
     /// Holds a stage; gives what the node hears, and after how long.
-    pub fn load(&mut self, stage: StageId, start: Start) -> (Span, Input) {
-        let result = self.compute.load(stage, start);
+    pub fn load(&mut self, place: Place, start: Start) -> (Span, Input) {
+        let result = self.compute.load(place, start);
         let step = match start {
             Start::Fresh => InnerStep(0),
             Start::Checkpoint { step, .. } => step,
@@ -112,6 +117,31 @@ impl Computing {
             result,
             |digest, took| Input::Stored { item: StoredItem::Checkpoint { step, digest }, took },
         )
+    }
+
+    /// Carries out a task of an outer step; gives what the node hears, and after how long. A snapshot or an adoption keeps
+    /// the device busy; what else there is to do waits for its turn beside it.
+    pub fn agree(&mut self, now: Time, task: SyncTask) -> (Span, Input) {
+        let spans = self.device.spans;
+        let beside = match &task {
+            SyncTask::Snapshot { .. } | SyncTask::Adopt { .. } => false,
+            SyncTask::Encode { .. }
+            | SyncTask::Reduce { .. }
+            | SyncTask::Stage { .. }
+            | SyncTask::Commit { .. }
+            | SyncTask::Restore { .. } => true,
+        };
+        let (done, bytes) = match self.compute.agree(task) {
+            Ok(answer) => answer,
+            Err(Fault(reason)) => return (Span(0), Input::Faulted { reason }),
+        };
+        let rate = if beside { spans.beside } else { spans.copy };
+        let took = self.device.draw(rate.span(bytes));
+        let begins = if beside { self.beside_free.max(now) } else { now };
+        if beside {
+            self.beside_free = begins + took;
+        }
+        ((begins + took).since(now), Input::Sync(timed(done, took)))
     }
 
     fn answer<T>(

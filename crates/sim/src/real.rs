@@ -2,6 +2,7 @@
 //!
 //! Owns engines, data and checkpoints of a simulation. Knows nothing of time, queues or links.
 
+use crate::agreement::carry_out;
 use crate::compute::{Compute, Fault, Updated, Work};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -12,12 +13,16 @@ use trestle_data::{Dataset, Microbatch};
 use trestle_model::device::{DeviceKind, threads};
 use trestle_model::engine::Engine;
 use trestle_model::input::{Mode, StageInput, StageOutput};
-use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, Split, StageId};
+use trestle_model::outer::{Exchanged, Layout, Outer};
+use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, Split};
 use trestle_protocol::message::Start;
+use trestle_protocol::plan::Place;
 use trestle_protocol::port::Output;
 use trestle_protocol::spec::{DataSource, RunSpec};
+use trestle_protocol::sync::task::{SyncDone, SyncTask};
+use trestle_protocol::time::Span;
 use trestle_settings::data::{LocalData, data_config};
-use trestle_settings::model::engine_config;
+use trestle_settings::model::{engine_config, outer_config};
 
 /// What the workers of a simulation share: the run, its text, and the disk.
 pub struct World {
@@ -29,7 +34,16 @@ pub struct World {
 /// The compute of one worker.
 pub struct RealModel {
     world: Rc<World>,
-    seat: Option<(StageId, Engine)>,
+    seat: Option<Seat>,
+}
+
+struct Seat {
+    place: Place,
+    engine: Engine,
+    /// The state of the outer steps, where the stage has several replicas.
+    outer: Option<Outer>,
+    /// The engine's version at the last snapshot.
+    snapshot: u64,
 }
 
 impl World {
@@ -66,8 +80,10 @@ impl World {
         self.dataset.microbatch(split, data_index, size).map_err(|error| fault(&error))
     }
 
-    fn checkpoint(&self, stage: StageId, step: InnerStep) -> PathBuf {
-        self.folder.path().join(format!("stage-{stage}-step-{step}.safetensors"))
+    /// Returns where one of a place's two files of a checkpoint lies: the engine's, or that of the outer steps.
+    fn checkpoint(&self, place: Place, step: InnerStep, what: &str) -> PathBuf {
+        let Place { stage, replica } = place;
+        self.folder.path().join(format!("stage-{stage}-replica-{replica}-step-{step}-{what}.safetensors"))
     }
 }
 
@@ -77,27 +93,108 @@ impl RealModel {
         Self { world, seat: None }
     }
 
+    fn seat(&mut self) -> &mut Seat {
+        self.seat.as_mut().expect("the core loads before it computes")
+    }
+
     fn engine(&mut self) -> &mut Engine {
-        &mut self.seat.as_mut().expect("the core loads before it computes").1
+        &mut self.seat().engine
     }
 }
 
-impl Compute for RealModel {
-    fn load(&mut self, stage: StageId, start: Start) -> Result<(), Fault> {
-        let held = usize::from(stage.0);
-        let config = engine_config(&self.world.spec, held..held + 1, DeviceKind::Cpu);
-        let mut engine = Engine::new(config).map_err(|error| fault(&error))?;
-        if let Start::Checkpoint { step, digest } = start {
-            let path = self.world.checkpoint(stage, step);
-            let found = trestle_model::checkpoint::inspect(&path).map_err(|error| fault(&error))?.digest;
-            if Digest(found) != digest {
-                return Err(Fault(format!(
-                    "checkpoint of stage {stage} at step {step} has not digest {digest}"
-                )));
+impl Seat {
+    fn new(world: &World, place: Place) -> Result<Self, Fault> {
+        let held = usize::from(place.stage.0);
+        let config = engine_config(&world.spec, held..held + 1, DeviceKind::Cpu);
+        let engine = Engine::new(config).map_err(|error| fault(&error))?;
+        let outer = match outer_config(&world.spec) {
+            None => None,
+            Some(config) => {
+                let layout = Layout::new(&engine.exchange_shapes());
+                let weights = layout.gather(&engine.masters().map_err(|error| fault(&error))?);
+                Some(Outer::new(config, layout, weights).map_err(|error| fault(&error))?)
             }
-            engine.load(&path).map_err(|error| fault(&error))?;
+        };
+        Ok(Self { place, engine, outer, snapshot: 0 })
+    }
+
+    fn load(&mut self, world: &World, step: InnerStep, digest: Digest) -> Result<(), Fault> {
+        let path = world.checkpoint(self.place, step, ENGINE);
+        let mut found = trestle_model::checkpoint::inspect(&path).map_err(|error| fault(&error))?.digest;
+        if let Some(outer) = &mut self.outer {
+            let beside = world.checkpoint(self.place, step, OUTER);
+            let other = trestle_model::checkpoint::inspect(&beside).map_err(|error| fault(&error))?.digest;
+            found = both(found, other);
+            outer.load(&beside).map_err(|error| fault(&error))?;
         }
-        self.seat = Some((stage, engine));
+        if Digest(found) != digest {
+            let Place { stage, replica } = self.place;
+            return Err(Fault(format!(
+                "checkpoint of stage {stage}, replica {replica} at step {step} has not digest {digest}"
+            )));
+        }
+        self.engine.load(&path).map_err(|error| fault(&error))?;
+        Ok(())
+    }
+
+    fn save(&self, world: &World, step: InnerStep) -> Result<Digest, Fault> {
+        let labels = BTreeMap::from([("step".to_owned(), step.to_string())]);
+        let path = world.checkpoint(self.place, step, ENGINE);
+        let mut digest = self.engine.save(&path, &labels).map_err(|error| fault(&error))?;
+        if let Some(outer) = &self.outer {
+            let path = world.checkpoint(self.place, step, OUTER);
+            digest = both(digest, outer.save(&path, &labels).map_err(|error| fault(&error))?);
+        }
+        Ok(Digest(digest))
+    }
+
+    fn snapshot(&mut self, step: OuterStep, microbatches: u32) -> Result<(), Fault> {
+        let outer = self.outer.as_mut().expect("only replicas exchange");
+        let values = match outer.config().exchanged {
+            Exchanged::Weights => self.engine.masters(),
+            Exchanged::Gradients => self.engine.gradient_mean(microbatches),
+        };
+        let values = outer.layout().gather(&values.map_err(|error| fault(&error))?);
+        outer.begin(step.0, values);
+        self.snapshot = self.engine.version();
+        Ok(())
+    }
+
+    fn adopt(&mut self, microbatches: u32) -> Result<(), Fault> {
+        let outer = self.outer.as_mut().expect("only replicas exchange");
+        let adopted = match outer.config().exchanged {
+            Exchanged::Gradients => {
+                let mean = outer.adopt(None);
+                self.engine.set_gradient_mean(&outer.layout().scatter(&mean), microbatches)
+            }
+            Exchanged::Weights => {
+                let trained = self.engine.version() != self.snapshot;
+                let masters =
+                    trained.then(|| self.engine.masters()).transpose().map_err(|error| fault(&error))?;
+                let weights = outer.adopt(masters.map(|masters| outer.layout().gather(&masters)));
+                self.engine.set_masters(&outer.layout().scatter(&weights))
+            }
+        };
+        adopted.map_err(|error| fault(&error))
+    }
+}
+
+/// The names of a checkpoint's two files.
+const ENGINE: &str = "engine";
+const OUTER: &str = "outer";
+
+fn both(engine: [u8; 32], outer: [u8; 32]) -> [u8; 32] {
+    Digest::of(&[engine, outer].concat()).0
+}
+
+impl Compute for RealModel {
+    fn load(&mut self, place: Place, start: Start) -> Result<(), Fault> {
+        let mut seat = Seat::new(&self.world, place)?;
+        match start {
+            Start::Fresh => {}
+            Start::Checkpoint { step, digest } => seat.load(&self.world, step, digest)?,
+        }
+        self.seat = Some(seat);
         Ok(())
     }
 
@@ -129,9 +226,30 @@ impl Compute for RealModel {
 
     fn save(&mut self, step: InnerStep) -> Result<Digest, Fault> {
         let world = Rc::clone(&self.world);
-        let (stage, engine) = self.seat.as_ref().expect("the core loads before it saves");
-        let labels = BTreeMap::from([("step".to_owned(), step.to_string())]);
-        engine.save(&world.checkpoint(*stage, step), &labels).map(Digest).map_err(|error| fault(&error))
+        self.seat().save(&world, step)
+    }
+
+    fn agree(&mut self, task: SyncTask) -> Result<(SyncDone, u64), Fault> {
+        let microbatches = self.world.spec.pipeline.microbatches_per_step;
+        let (seat, took) = (self.seat(), Span(0));
+        let bytes = seat.outer.as_ref().map_or(0, |outer| 4 * outer.layout().elements() as u64);
+        match task {
+            SyncTask::Snapshot { outer } => {
+                seat.snapshot(outer, microbatches)?;
+                Ok((SyncDone::Snapshotted { outer, took }, bytes))
+            }
+            SyncTask::Adopt { outer } => {
+                seat.adopt(microbatches)?;
+                Ok((SyncDone::Adopted { outer, took }, bytes))
+            }
+            task @ (SyncTask::Encode { .. }
+            | SyncTask::Reduce { .. }
+            | SyncTask::Stage { .. }
+            | SyncTask::Commit { .. }
+            | SyncTask::Restore { .. }) => {
+                carry_out(seat.outer.as_mut().expect("only replicas exchange"), task)
+            }
+        }
     }
 }
 

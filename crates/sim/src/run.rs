@@ -5,6 +5,7 @@
 use crate::compute::{Compute, Fault as ComputeFault};
 use crate::cost::CostModel;
 use crate::fault::Faults;
+use crate::losses::Equal;
 use crate::real::{RealModel, World};
 use crate::report::Report;
 use crate::scenario::expectation::{Check, Reference, Verdict, Wanted};
@@ -19,6 +20,9 @@ use std::rc::Rc;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::wire::PAYLOAD_BYTES_MAX;
 use trestle_settings::model::model_config;
+
+/// How far a loss may lie from that of one process where only the order of a sum differs.
+const NEARLY: f64 = 1e-6;
 
 /// Why a scenario could not be run to a verdict.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +87,10 @@ fn simulate(
     match settings.kind {
         Kind::Cost => {
             let boundary = Bytes::from(vec![0; spec.boundary_bytes()]);
-            let maker =
-                |spec: &RunSpec| -> Box<dyn Compute> { Box::new(CostModel::new(spec, boundary.clone())) };
+            let contribution = settings.contribution;
+            let maker = |spec: &RunSpec| -> Box<dyn Compute> {
+                Box::new(CostModel::new(spec, boundary.clone(), contribution))
+            };
             run_all(settings, spec, &maker, runnings, log)
         }
         Kind::Real => {
@@ -149,11 +155,17 @@ fn same_losses(script: &Script, outcome: &SimOutcome, reference: Reference) -> R
             settings.remove_jitter();
             simulate(&settings, &script.runnings, &mut io::sink())?.losses()
         }
-        Reference::OneProcess => train_whole(&*World::open(settings.run_spec())?)?,
+        Reference::OneProcess | Reference::NearlyOneProcess => {
+            train_whole(&*World::open(settings.run_spec())?)?
+        }
+    };
+    let equal = match reference {
+        Reference::Uninterrupted | Reference::Unjittered | Reference::OneProcess => Equal::ToTheBit,
+        Reference::NearlyOneProcess => Equal::Within(NEARLY),
     };
     let SimOutcome { tally, .. } = outcome;
     let compared = tally.losses.len() + tally.evaluations.len();
-    let (got, verdict) = match other.difference(&tally.losses, &tally.evaluations) {
+    let (got, verdict) = match other.difference(&tally.losses, &tally.evaluations, equal) {
         Some(difference) => (difference, Verdict::Missed),
         None if compared == 0 => ("no losses at all".into(), Verdict::Missed),
         None => (format!("{compared} losses, all the same"), Verdict::Met),

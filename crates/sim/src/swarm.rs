@@ -5,7 +5,7 @@
 
 use crate::compute::{Compute, Device, Spans, Work};
 use crate::fault::{Fault, Faults};
-use crate::link::{Freight, Link, Links};
+use crate::link::{Delivery, Freight, LaneId, Link, Links};
 use crate::log::{EventLog, Tally};
 use crate::losses::Losses;
 use crate::peer::{self, Computing, Life, Peer};
@@ -14,13 +14,16 @@ use crate::stranger::Stranger;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use trestle_protocol::coordinator::{CoordinatorConfig, StateError};
+use trestle_protocol::coordinator::CoordinatorConfig;
+use trestle_protocol::durable::StateError;
 use trestle_protocol::event::Event;
-use trestle_protocol::ids::{Digest, PeerId, StageId};
+use trestle_protocol::ids::{Digest, PeerId, ReplicaId, StageId};
 use trestle_protocol::message::{Join, Message, Outcome};
 use trestle_protocol::node::Node;
+use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Action, Input, StoreItem, StoredItem, Took};
 use trestle_protocol::spec::RunSpec;
+use trestle_protocol::sync::say::Say;
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::wire::{self, Frame};
 use trestle_protocol::worker::WorkerConfig;
@@ -116,6 +119,8 @@ enum Happening {
     Heard { to: usize, input: Input },
     /// A frame arrives.
     Arrived { from: usize, to: usize, frame: Frame },
+    /// A bulk message may have left.
+    Turn(LaneId),
     /// The coordinator's state has reached the disk.
     Inked { state: Bytes },
     /// The scenario acts.
@@ -149,10 +154,10 @@ pub struct Swarm<'a> {
 impl<'a> Swarm<'a> {
     /// Makes a swarm that has not begun; its log goes to `sink`.
     pub fn new(config: SwarmConfig, maker: &'a ComputeMaker<'a>, sink: &'a mut dyn Write) -> Self {
-        let replicas = usize::from(config.spec.pipeline.replicas);
+        let replicas = config.spec.pipeline.replicas;
         let peers_of = |stage: &StageId| {
-            let first = 1 + usize::from(stage.0) * replicas;
-            first..first + replicas
+            let first = seat(replicas, Place { stage: *stage, replica: ReplicaId(0) });
+            first..first + usize::from(replicas)
         };
         let own = config.own_links.iter().flat_map(|(stage, link)| peers_of(stage).map(|peer| (peer, *link)));
         let links = Links::new(config.seed, config.link, own.collect());
@@ -236,6 +241,7 @@ impl<'a> Swarm<'a> {
     fn begin(&mut self, faults: Faults) -> Result<(), SwarmError> {
         self.log.begins();
         self.queue = Queue::new();
+        self.links.clear();
         self.connected.clear();
         self.crashed = false;
         self.progress_at = self.now;
@@ -279,8 +285,8 @@ impl<'a> Swarm<'a> {
                     peak_flops: 0,
                 };
                 let node = Node::worker(WorkerConfig { spec: spec.clone(), key, coordinator, join });
-                let worker =
-                    Computing { compute: (self.maker)(spec), device: Device::new(*seed, index, *spans) };
+                let device = Device::new(*seed, index, *spans);
+                let worker = Computing { compute: (self.maker)(spec), device, beside_free: self.now };
                 peers.push(new(id, node, Some(worker)));
             }
         }
@@ -303,6 +309,10 @@ impl<'a> Swarm<'a> {
                 };
                 self.drive(to, input)
             }
+            Happening::Turn(lane) => {
+                self.turn(lane);
+                Ok(())
+            }
             Happening::Inked { state } => {
                 if self.peers[COORDINATOR].life == Life::Up {
                     self.durable = Some(state);
@@ -315,9 +325,8 @@ impl<'a> Swarm<'a> {
                 self.crashed = true;
                 Ok(())
             }
-            Happening::Struck(Fault::Kill { stage }) => {
-                let replicas = usize::from(self.config.spec.pipeline.replicas);
-                self.kill(1 + usize::from(stage.0) * replicas);
+            Happening::Struck(Fault::Kill { place }) => {
+                self.kill(seat(self.config.spec.pipeline.replicas, place));
                 Ok(())
             }
             Happening::StrangerTurn => {
@@ -350,7 +359,7 @@ impl<'a> Swarm<'a> {
                 None => self.hear(index, Span(0), Input::Lost { peer, reason: "no such peer".into() }),
             },
             Action::Send { to, message } => self.send(index, to, &message),
-            Action::Load { stage, start } => self.compute(index, |worker, _| worker.load(stage, start)),
+            Action::Load { place, start } => self.compute(index, |worker, _| worker.load(place, start)),
             Action::Forward { microbatch, data_index, input } => {
                 let work = Work { microbatch, data_index, input: input.as_ref() };
                 self.compute(index, |worker, _| worker.forward(work));
@@ -361,6 +370,10 @@ impl<'a> Swarm<'a> {
             }
             Action::Step { microbatches, .. } => {
                 self.compute(index, |worker, wire_bytes| worker.step(microbatches, wire_bytes));
+            }
+            Action::Sync(task) => {
+                let now = self.now;
+                self.compute(index, |worker, _| worker.agree(now, task));
             }
             Action::Store(StoreItem::Checkpoint { step }) => {
                 self.compute(index, |worker, _| worker.save(step));
@@ -392,7 +405,7 @@ impl<'a> Swarm<'a> {
 
     fn send(&mut self, from: usize, to: PeerId, message: &Message) {
         let frame = wire::encode(message);
-        let (bytes, freight) = (frame.bytes(), freight(&frame));
+        let (bytes, freight) = (frame.bytes(), freight(message));
         self.messages += 1;
         self.wire_bytes += bytes as u64;
         self.peers[from].wire_bytes += bytes as u64;
@@ -401,8 +414,30 @@ impl<'a> Swarm<'a> {
         if let Some(stranger) = &mut self.stranger {
             stranger.hear(&frame);
         }
-        let at = self.links.send(self.now, from, to, bytes, freight);
-        self.queue.push(at, Happening::Arrived { from, to, frame });
+        match freight {
+            Freight::Bulk => {
+                if let Some((lane, at)) = self.links.queue(self.now, from, to, frame) {
+                    self.queue.push(at, Happening::Turn(lane));
+                }
+            }
+            Freight::Control | Freight::Tensor => {
+                let at = self.links.send(self.now, from, to, bytes, freight);
+                self.queue.push(at, Happening::Arrived { from, to, frame });
+            }
+        }
+    }
+
+    fn turn(&mut self, lane: LaneId) {
+        if self.peers[lane.from()].life != Life::Up {
+            return;
+        }
+        let (delivery, next) = self.links.turn(self.now, lane);
+        if let Some(Delivery { from, to, at, frame }) = delivery {
+            self.queue.push(at, Happening::Arrived { from, to, frame });
+        }
+        if let Some(next) = next {
+            self.queue.push(next, Happening::Turn(lane));
+        }
     }
 
     fn connect(&mut self, dialler: usize, other: usize) {
@@ -454,7 +489,7 @@ impl<'a> Swarm<'a> {
                 self.progress_at = self.now;
                 self.queue_stranger();
             }
-            Event::Evaluated { .. } | Event::Durable { .. } => self.progress_at = self.now,
+            Event::Evaluated { .. } | Event::Durable { .. } | Event::Outer(_) => self.progress_at = self.now,
             Event::Joined { .. }
             | Event::Planned { .. }
             | Event::Leased { .. }
@@ -462,6 +497,11 @@ impl<'a> Swarm<'a> {
             | Event::Computed { .. }
             | Event::Duplicate { .. }
             | Event::Saved { .. }
+            | Event::Agreed { .. }
+            | Event::Restored { .. }
+            | Event::Flawed { .. }
+            | Event::Disagreed { .. }
+            | Event::Excluded { .. }
             | Event::Ledger { .. }
             | Event::Refused { .. }
             | Event::Rejected { .. }
@@ -483,7 +523,8 @@ impl<'a> Swarm<'a> {
         let Some(stranger) = &mut self.stranger else { return };
         let (to, frame) = stranger.speak(self.peers.len());
         let from = self.peers.len();
-        let at = self.links.send(self.now, from, to, frame.bytes(), freight(&frame));
+        let freight = if frame.payload.is_empty() { Freight::Control } else { Freight::Tensor };
+        let at = self.links.send(self.now, from, to, frame.bytes(), freight);
         self.queue.push(at, Happening::Arrived { from, to, frame });
         self.queue_stranger();
     }
@@ -497,6 +538,29 @@ impl<'a> Swarm<'a> {
     }
 }
 
-fn freight(frame: &Frame) -> Freight {
-    if frame.payload.is_empty() { Freight::Control } else { Freight::Tensor }
+/// Returns which peer asks for a place: the coordinator comes first, then stage after stage.
+fn seat(replicas: u16, place: Place) -> usize {
+    1 + usize::from(place.stage.0) * usize::from(replicas) + usize::from(place.replica.0)
+}
+
+fn freight(message: &Message) -> Freight {
+    match message {
+        Message::Activation(_) | Message::Gradient(_) => Freight::Tensor,
+        Message::Sync(Say::Chunk { .. }) => Freight::Bulk,
+        Message::Sync(_)
+        | Message::Join(_)
+        | Message::Placed { .. }
+        | Message::Ready { .. }
+        | Message::Lease { .. }
+        | Message::Loss { .. }
+        | Message::Settled { .. }
+        | Message::Receipts(_)
+        | Message::Stepped(_)
+        | Message::Checkpointed { .. }
+        | Message::Drain { .. }
+        | Message::Finish { .. }
+        | Message::PeerLost { .. }
+        | Message::Failed { .. }
+        | Message::Refused(_) => Freight::Control,
+    }
 }

@@ -10,6 +10,7 @@ use trestle_node::directory::steps_of;
 use trestle_protocol::ids::StageId;
 
 use crate::failure::Failure;
+use crate::inspect::agreement::AgreementReport;
 use crate::inspect::log_report::{COORDINATOR_LOG, LogReport};
 use crate::run;
 
@@ -22,6 +23,7 @@ pub(crate) struct FolderReport {
     /// The steps for which each stage has a checkpoint here.
     checkpoints: Vec<Vec<u64>>,
     log: Option<LogReport>,
+    agreement: Option<AgreementReport>,
 }
 
 impl FolderReport {
@@ -39,6 +41,7 @@ impl FolderReport {
             steps: spec.training.steps,
             checkpoints: (0..spec.stages()).map(steps).collect(),
             log: if log.is_file() { Some(LogReport::of(&log)?) } else { None },
+            agreement: AgreementReport::of(folder)?,
         })
     }
 }
@@ -54,8 +57,9 @@ impl fmt::Display for FolderReport {
             writeln!(f, "checkpoints  stage {stage}: {steps}")?;
         }
         match &self.log {
-            Some(log) => write!(f, "\n{log}"),
-            None => writeln!(f, "log          none"),
+            Some(log) => write!(f, "\n{log}")?,
+            None => writeln!(f, "log          none")?,
         }
+        self.agreement.iter().try_for_each(|agreement| write!(f, "{agreement}"))
     }
 }

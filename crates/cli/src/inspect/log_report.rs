@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use trestle_protocol::event::{Event, StepSummary};
+use trestle_protocol::event::{Event, StepSummary, Verdict};
 use trestle_protocol::message::{Outcome, StepReport};
 use trestle_protocol::plan::Place;
 use trestle_protocol::time::Span;
@@ -48,6 +48,8 @@ pub(crate) struct LogReport {
     figures: Option<Figures>,
     stages: Vec<StageTimes>,
     computed: BTreeMap<String, Work>,
+    outer_committed: u64,
+    outer_restored: u64,
     duplicates: u64,
     expired_leases: u64,
     lost_peers: Vec<String>,
@@ -62,6 +64,7 @@ struct StageTimes {
     replica: u16,
     compute_seconds: f64,
     serialise_seconds: f64,
+    sync_seconds: f64,
     wait_seconds: f64,
     wire_bytes: u64,
     staleness_max: u64,
@@ -106,7 +109,7 @@ impl LogReport {
 }
 
 /// Lists a log's files, the oldest first.
-fn files(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
     let older = (1..=OLDER_FILES_MAX).rev().map(|number| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{number}"));
@@ -157,7 +160,20 @@ impl Reading {
             Event::Rejected { reason, .. } => self.refused(reason),
             Event::Finished { outcome } => self.report.outcome = Some(outcome),
             Event::Started { .. } => self.report.outcome = None,
+            Event::Outer(summary) => match summary.verdict {
+                Verdict::Committed => self.report.outer_committed += 1,
+                Verdict::Restored => self.report.outer_restored += 1,
+            },
+            Event::Flawed { replica, reason, .. } => {
+                self.refused(format!("what replica {replica} sent in an outer step: {reason}"));
+            }
+            Event::Disagreed { stage, .. } => self.refused(format!("reducers of stage {stage} disagree")),
+            Event::Excluded { peer, stage, .. } => {
+                self.refused(format!("peer {peer} of stage {stage} did not answer in an outer step"));
+            }
             Event::Joined { .. }
+            | Event::Agreed { .. }
+            | Event::Restored { .. }
             | Event::Planned { .. }
             | Event::Leased { .. }
             | Event::Saved { .. }
@@ -173,6 +189,7 @@ impl Reading {
             let sum = self.stages.entry(*place).or_default();
             sum.compute = sum.compute.saturating_add(report.compute);
             sum.serialise = sum.serialise.saturating_add(report.serialise);
+            sum.sync = sum.sync.saturating_add(report.sync);
             sum.wall = sum.wall.saturating_add(report.wall);
             sum.wire_bytes += report.wire_bytes;
             sum.staleness = sum.staleness.max(report.staleness);
@@ -201,13 +218,15 @@ impl Reading {
 
 fn stage_times(place: Place, sum: &StepReport) -> StageTimes {
     let (compute, serialise) = (sum.compute.as_secs_f64(), sum.serialise.as_secs_f64());
+    let sync = sum.sync.as_secs_f64();
     StageTimes {
         stage: place.stage.0,
         replica: place.replica.0,
         // A worker's report counts the turning of tensors into bytes as a part of computing.
         compute_seconds: (compute - serialise).max(0.0),
         serialise_seconds: serialise,
-        wait_seconds: (sum.wall.as_secs_f64() - compute).max(0.0),
+        sync_seconds: sync,
+        wait_seconds: (sum.wall.as_secs_f64() - compute - sync).max(0.0),
         wire_bytes: sum.wire_bytes,
         staleness_max: sum.staleness,
     }
@@ -248,6 +267,11 @@ impl fmt::Display for LogReport {
             )?;
         }
         self.stages.iter().try_for_each(|stage| writeln!(f, "{stage}"))?;
+        let outer =
+            [(self.outer_committed, "outer steps committed"), (self.outer_restored, "outer steps restored")];
+        for (number, what) in outer.into_iter().filter(|(number, _)| *number > 0) {
+            writeln!(f, "agreement    {} {what}", count(number))?;
+        }
         for (number, what) in [(self.duplicates, "duplicates"), (self.expired_leases, "expired leases")] {
             if number > 0 {
                 writeln!(f, "{what:<12} {}", count(number))?;
@@ -268,13 +292,13 @@ impl fmt::Display for LogReport {
 
 impl fmt::Display for StageTimes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let wall = (self.compute_seconds + self.serialise_seconds + self.wait_seconds).max(f64::MIN_POSITIVE);
-        let [compute, serialise, wait] = [self.compute_seconds, self.serialise_seconds, self.wait_seconds]
-            .map(|part| percent(part / wall));
+        let parts = [self.compute_seconds, self.serialise_seconds, self.sync_seconds, self.wait_seconds];
+        let wall = parts.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        let [compute, serialise, sync, wait] = parts.map(|part| percent(part / wall));
         let replica = if self.replica == 0 { String::new() } else { format!(" replica {}", self.replica) };
         write!(
             f,
-            "stage {:<6} compute {compute}, serialise {serialise}, wait {wait}, {} bytes sent, staleness {}{replica}",
+            "stage {:<6} compute {compute}, serialise {serialise}, sync {sync}, wait {wait}, {} bytes sent, staleness {}{replica}",
             self.stage,
             count(self.wire_bytes),
             self.staleness_max
@@ -347,7 +371,7 @@ mod tests {
         let words = report.to_string();
         for part in [
             "held-out     loss 4.5000 at step 2\n",
-            "stage 2      compute 50.0 %, serialise 10.0 %, wait 40.0 %, 1,000 bytes sent, staleness 1\n",
+            "stage 2      compute 50.0 %, serialise 10.0 %, sync 0.0 %, wait 40.0 %, 1,000 bytes sent, staleness 1\n",
             "lost         peer 0707070707 (stage 1): gone\n",
             "refused      2 times: every place of the plan is taken\n",
             "outcome      failed: peer lost\n",

@@ -26,6 +26,8 @@ pub(crate) enum Reals {
     NotNegative,
     /// From 0 to 1, both included.
     Share,
+    /// Above 0, to 1, included.
+    Part,
     /// From 0, included, to 1, excluded.
     Decay,
 }
@@ -36,6 +38,7 @@ impl Reals {
             Reals::Positive => value > 0.0,
             Reals::NotNegative => value >= 0.0,
             Reals::Share => (0.0..=1.0).contains(&value),
+            Reals::Part => value > 0.0 && value <= 1.0,
             Reals::Decay => (0.0..1.0).contains(&value),
         };
         fits && value.is_finite()
@@ -46,6 +49,7 @@ impl Reals {
             Reals::Positive => "a number above 0",
             Reals::NotNegative => "a number not below 0",
             Reals::Share => "a number from 0 to 1",
+            Reals::Part => "a number above 0 and not above 1",
             Reals::Decay => "a number from 0 to below 1",
         }
     }

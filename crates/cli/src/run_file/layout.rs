@@ -169,11 +169,6 @@ pub(crate) fn pipeline(
     let stage_layers = stage_layers(check, raw, layers)?;
     let replicas: u16 =
         check.whole("pipeline.replicas", raw.replicas, Absent::Means(1), 1..=u64::from(u16::MAX))?;
-    if replicas > 1 {
-        let hint = "use more stages to spread the model over more peers";
-        let allowed = "1: this release does not train several replicas of a stage yet";
-        return Err(check.refuse("pipeline.replicas", replicas, allowed.into(), hint.into()));
-    }
     let whole = |field, given, usual, most| -> Result<u32, RunFileError> {
         check.whole(field, given, Absent::Means(usual), 1..=most)
     };

@@ -15,7 +15,7 @@ pub(crate) struct RawRun {
     pub(crate) pipeline: RawPipeline,
     pub(crate) training: RawTraining,
     pub(crate) optimizer: RawOptimizer,
-    pub(crate) outer: RawOuter,
+    pub(crate) sync: RawSync,
     pub(crate) data: RawData,
     pub(crate) evaluation: RawEvaluation,
     pub(crate) checkpoint: RawCheckpoint,
@@ -87,11 +87,19 @@ pub(crate) struct RawOptimizer {
     pub(crate) muon_momentum: Option<f64>,
 }
 
-/// Section `[outer]`.
+/// Section `[sync]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct RawOuter {
+pub(crate) struct RawSync {
     pub(crate) inner_steps: Option<i64>,
+    pub(crate) overlap: Option<bool>,
+    pub(crate) delay: Option<i64>,
+    pub(crate) rule: Option<String>,
+    pub(crate) learning_rate: Option<f64>,
+    pub(crate) momentum: Option<f64>,
+    pub(crate) momentum_ramp: Option<i64>,
+    pub(crate) codec: Option<String>,
+    pub(crate) error_decay: Option<f64>,
 }
 
 /// Section `[data]`.

@@ -138,10 +138,6 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["model.rope_theta=0"], "`model.rope_theta` is 0, expected a number above 0"),
     (&["model.norm_epsilon=nan"], "`model.norm_epsilon` is NaN, expected a number above 0"),
     (&["pipeline.replicas=0"], "`pipeline.replicas` is 0, expected a whole number from 1 to 65535"),
-    (
-        &["pipeline.replicas=2"],
-        "`pipeline.replicas` is 2, expected 1: this release does not train several replicas of a stage yet",
-    ),
     (&["pipeline.schedule=gpipe"], "`pipeline.schedule` is \"gpipe\", expected \"flush\" or \"async\""),
     (
         &["pipeline.staleness_max=2"],
@@ -180,7 +176,37 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["optimizer.weight_decay=-1"], "`optimizer.weight_decay` is -1, expected a number not below 0"),
     (&["optimizer.muon_learning_rate=-1"], "`optimizer.muon_learning_rate` is -1, expected a number above 0"),
     (&["optimizer.muon_momentum=1"], "`optimizer.muon_momentum` is 1, expected a number from 0 to below 1"),
-    (&["outer.inner_steps=0"], "`outer.inner_steps` is 0, expected a whole number from 1 to 4294967295"),
+    (&["sync.inner_steps=0"], "`sync.inner_steps` is 0, expected a whole number from 1 to 4294967295"),
+    (&["sync.delay=10"], "`sync.delay` is 10, expected a whole number from 0 to 9"),
+    (
+        &["sync.overlap=false", "sync.delay=2"],
+        "`sync.delay` is 2, expected nothing with sync.overlap = false",
+    ),
+    (
+        &["sync.inner_steps=1", "sync.overlap=true"],
+        "`sync.overlap` is true, expected false with sync.inner_steps = 1",
+    ),
+    (&["sync.rule=adam"], "`sync.rule` is \"adam\", expected \"mean\" or \"nesterov\" or \"plain\""),
+    (
+        &["sync.codec=f16"],
+        "`sync.codec` is \"f16\", expected \"f32\" or \"bf16\" or \"int8\" or \"sparseloco\"",
+    ),
+    (
+        &["sync.inner_steps=1", "sync.codec=int8"],
+        "`sync.codec` is int8, expected \"f32\" or \"bf16\" with sync.inner_steps = 1, where gradients are exchanged",
+    ),
+    (&["sync.learning_rate=0"], "`sync.learning_rate` is 0, expected a number above 0"),
+    (&["sync.momentum=1"], "`sync.momentum` is 1, expected a number from 0 to below 1"),
+    (&["sync.momentum_ramp=-1"], "`sync.momentum_ramp` is -1, expected a whole number from 0 to 1048576"),
+    (&["sync.error_decay=0"], "`sync.error_decay` is 0, expected a number above 0 and not above 1"),
+    (
+        &["pipeline.replicas=2", "evaluation.every=15"],
+        "`evaluation.every` is 15, expected a multiple of sync.inner_steps = 10, for there the replicas agree",
+    ),
+    (
+        &["pipeline.replicas=2", "checkpoint.every=7"],
+        "`checkpoint.every` is 7, expected a multiple of sync.inner_steps = 10, for there the replicas agree",
+    ),
     (&["data.source=web"], "`data.source` is \"web\", expected \"text\" or \"jsonl\" or \"generated\""),
     (&["data.tokens=5"], "`data.tokens` is 5, expected nothing, unless data.source is \"generated\""),
     (

@@ -3,12 +3,12 @@
 //! Owns their bounds and defaults. May not know where the text came from, nor the sections of the layout.
 
 use trestle_protocol::spec::{
-    CheckpointSpec, Decay, EvaluationSpec, OptimizerKind, OptimizerSpec, OuterSpec, TrainingSpec,
+    CheckpointSpec, Decay, EvaluationSpec, OptimizerKind, OptimizerSpec, TrainingSpec,
 };
 
 use crate::run_file::check::{Absent, Checker, Reals};
 use crate::run_file::error::RunFileError;
-use crate::run_file::raw::{RawCheckpoint, RawData, RawEvaluation, RawOptimizer, RawOuter, RawTraining};
+use crate::run_file::raw::{RawCheckpoint, RawData, RawEvaluation, RawOptimizer, RawTraining};
 
 /// Beyond any run; small enough that steps times microbatches counts in 64 bits.
 const STEPS_MAX: u64 = 1 << 40;
@@ -91,14 +91,6 @@ pub(crate) fn optimizer(check: &Checker<'_>, raw: &RawOptimizer) -> Result<Optim
             Reals::Positive,
         )?,
         muon_momentum: real("optimizer.muon_momentum", raw.muon_momentum, 0.95, Reals::Decay)?,
-    })
-}
-
-/// Checks `[outer]`.
-pub(crate) fn outer(check: &Checker<'_>, raw: &RawOuter) -> Result<OuterSpec, RunFileError> {
-    let allowed = 1..=u64::from(u32::MAX);
-    Ok(OuterSpec {
-        inner_steps: check.whole("outer.inner_steps", raw.inner_steps, Absent::Means(100), allowed)?,
     })
 }
 

@@ -13,14 +13,14 @@ use crate::command::{Place, held_out, losses, only, succeed};
 /// Steps of the golden comparison.
 const STEPS: u64 = 200;
 
-struct OneProcess {
-    spec: RunSpec,
+pub(crate) struct OneProcess {
+    pub(crate) spec: RunSpec,
     dataset: Dataset,
     engine: Engine,
 }
 
 impl OneProcess {
-    fn new(place: &Place, run: &str) -> Self {
+    pub(crate) fn new(place: &Place, run: &str) -> Self {
         threads(1).unwrap();
         let kept = std::fs::read_to_string(place.run_dir(run).join("spec.json")).unwrap();
         let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
@@ -43,7 +43,7 @@ impl OneProcess {
         f64::from(loss)
     }
 
-    fn step(&mut self, step: u64) -> f64 {
+    pub(crate) fn step(&mut self, step: u64) -> f64 {
         let microbatches = self.spec.pipeline.microbatches_per_step;
         let first = step * u64::from(microbatches);
         let sum: f64 =
@@ -52,7 +52,7 @@ impl OneProcess {
         sum / f64::from(microbatches)
     }
 
-    fn held_out(&mut self) -> f64 {
+    pub(crate) fn held_out(&mut self) -> f64 {
         let count = u64::from(self.spec.evaluation.microbatches);
         let sum: f64 = (0..count).map(|i| self.loss(Split::HeldOut, i, Mode::Evaluate)).sum();
         sum / count as f64

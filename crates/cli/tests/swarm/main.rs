@@ -5,6 +5,8 @@
 mod bad_input;
 mod command;
 mod golden;
+mod rehearsals;
+mod replicas;
 mod resume;
 mod serve_join;
 mod simulated;

@@ -1,9 +1,10 @@
 //! A run spec for those who need any.
 
 use trestle_protocol::ids::Digest;
+use trestle_protocol::spec::sync::SyncSpec;
 use trestle_protocol::spec::{
     BoundaryForm, BoundarySpec, CheckpointSpec, DataSource, DataSpec, Decay, Dtype, EvaluationSpec,
-    ModelSpec, OptimizerKind, OptimizerSpec, OuterSpec, PipelineSpec, Retain, RunSpec, Schedule, Tokenizer,
+    ModelSpec, OptimizerKind, OptimizerSpec, PipelineSpec, Retain, RunSpec, Schedule, Tokenizer,
     TrainingSpec,
 };
 
@@ -50,7 +51,7 @@ pub(crate) fn spec() -> RunSpec {
             muon_learning_rate: 0.02,
             muon_momentum: 0.95,
         },
-        outer: OuterSpec { inner_steps: 1 },
+        sync: SyncSpec::mean(1),
         data: DataSpec {
             source: DataSource::Generated { tokens: 10_000 },
             tokenizer: Tokenizer::Bytes,

@@ -16,7 +16,7 @@ use trestle_protocol::time::Time;
 #[test]
 fn a_gradient_that_comes_again_during_its_backward_is_a_duplicate() {
     let (previous, next) = (Origin::Peer(peer(1)), peer(3));
-    let mut pipeline = Pipeline::new(&spec(Schedule::Flush), InnerStep(0));
+    let mut pipeline = Pipeline::new(&spec(Schedule::Flush), InnerStep(0), ReplicaId(0));
     for index in 0..2 {
         let offered = pipeline.offer(MicrobatchId::train(index), Attempt(0), previous, Some(Bytes::new()));
         assert_eq!(offered, Ok(Offered::Queued));

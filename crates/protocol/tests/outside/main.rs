@@ -1,8 +1,12 @@
 //! What comes from outside: arbitrary bytes, hostile messages, and stored state that is not what it was.
 
+mod arbiter;
+mod court;
 mod found;
 mod hostile;
+mod member;
 mod nonsense;
 mod refusals;
+mod replicas;
 mod swarm;
 mod wire;

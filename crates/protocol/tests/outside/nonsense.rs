@@ -1,23 +1,31 @@
 //! Strategies for everything that can come over the wire: messages, handshakes, run specs, with numbers that are sometimes
 //! near what a small run expects and sometimes anything.
 
-use crate::swarm::{keys, peer};
+pub(crate) mod numbers;
+pub(crate) mod sync;
+
+use crate::nonsense::numbers::{
+    attempt, digest, microbatch, number, plan_number, small_bytes, span, stage, step,
+};
+use crate::nonsense::sync::{say, sync_spec};
+use crate::swarm::{keys, peer, spec};
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use std::collections::BTreeSet;
 use trestle_protocol::handshake::{Hello, Mismatch, Welcome};
-use trestle_protocol::ids::{
-    Attempt, Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, ReplicaId, Split, StageId, WeightVersion,
-};
+use trestle_protocol::ids::{Digest, PeerId, ReplicaId, WeightVersion};
 use trestle_protocol::message::{Join, Message, Outcome, Refusal, Start, StepReport, Tensor};
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
 use trestle_protocol::spec::{
     BoundaryForm, BoundarySpec, CheckpointSpec, DataSource, DataSpec, Decay, Difference, Dtype,
-    EvaluationSpec, ModelSpec, OptimizerKind, OptimizerSpec, OuterSpec, PipelineSpec, Retain, RunSpec,
-    Schedule, Tokenizer, TrainingSpec,
+    EvaluationSpec, ModelSpec, OptimizerKind, OptimizerSpec, PipelineSpec, Retain, RunSpec, Schedule,
+    Tokenizer, TrainingSpec,
 };
 use trestle_protocol::time::Span;
 
@@ -61,6 +69,7 @@ impl World {
             (microbatch(), attempt())
                 .prop_map(|(microbatch, attempt)| Message::Settled { microbatch, attempt }),
             vec(self.receipt(), 0..3).prop_map(Message::Receipts),
+            say().prop_map(Message::Sync),
             report().prop_map(Message::Stepped),
             (step(), digest(), span()).prop_map(|(step, digest, took)| Message::Checkpointed {
                 step,
@@ -122,9 +131,11 @@ impl World {
             .boxed()
     }
 
-    fn refusal(&self) -> BoxedStrategy<Refusal> {
+    /// Any refusal.
+    pub(crate) fn refusal(&self) -> BoxedStrategy<Refusal> {
         let peers = self.peer_ids();
         prop_oneof![
+            sync::refusal(),
             Just(Refusal::PlanFull),
             (stage(), any::<u16>()).prop_map(|(stage, stages)| Refusal::NoSuchStage { stage, stages }),
             stage().prop_map(|stage| Refusal::StageEmpty { stage }),
@@ -170,44 +181,6 @@ fn forge(statement: Statement, signature: Vec<u8>) -> Receipt {
     postcard::from_bytes(&bytes).expect("a receipt is a statement and a signature")
 }
 
-/// A number mostly below `end`, sometimes anything.
-fn number(end: u64) -> BoxedStrategy<u64> {
-    prop_oneof![8 => 0..end, 1 => any::<u64>(), 1 => (u64::MAX - 2)..=u64::MAX].boxed()
-}
-
-fn small_bytes() -> BoxedStrategy<Bytes> {
-    vec(any::<u8>(), 0..40).prop_map(Bytes::from).boxed()
-}
-
-fn digest() -> BoxedStrategy<Digest> {
-    any::<[u8; 32]>().prop_map(Digest).boxed()
-}
-
-fn span() -> BoxedStrategy<Span> {
-    any::<u64>().prop_map(Span).boxed()
-}
-
-fn attempt() -> BoxedStrategy<Attempt> {
-    prop_oneof![4 => 0..3_u16, 1 => any::<u16>()].prop_map(Attempt).boxed()
-}
-
-fn step() -> BoxedStrategy<InnerStep> {
-    number(5).prop_map(InnerStep).boxed()
-}
-
-fn stage() -> BoxedStrategy<StageId> {
-    prop_oneof![8 => 0..4_u16, 1 => any::<u16>(), 1 => Just(u16::MAX)].prop_map(StageId).boxed()
-}
-
-fn plan_number() -> BoxedStrategy<PlanNumber> {
-    prop_oneof![4 => Just(1), 1 => any::<u32>()].prop_map(PlanNumber).boxed()
-}
-
-fn microbatch() -> BoxedStrategy<MicrobatchId> {
-    let split = prop_oneof![3 => Just(Split::Train), 1 => Just(Split::HeldOut)];
-    (split, number(14)).prop_map(|(split, index)| MicrobatchId { split, index }).boxed()
-}
-
 fn start() -> BoxedStrategy<Start> {
     let checkpoint = (step(), digest()).prop_map(|(step, digest)| Start::Checkpoint { step, digest });
     prop_oneof![2 => Just(Start::Fresh), 1 => checkpoint].boxed()
@@ -220,15 +193,21 @@ fn join() -> BoxedStrategy<Join> {
 }
 
 fn report() -> BoxedStrategy<StepReport> {
-    (step(), any::<(f64, f64)>(), any::<[u64; 5]>())
+    (step(), any::<(f64, f64)>(), any::<[u64; 7]>())
         .prop_map(
-            |(step, (gradient_norm, learning_rate), [compute, serialise, wall, wire_bytes, staleness])| {
+            |(
+                step,
+                (gradient_norm, learning_rate),
+                [compute, serialise, sync, lost, wall, wire_bytes, staleness],
+            )| {
                 StepReport {
                     step,
                     gradient_norm,
                     learning_rate,
                     compute: Span(compute),
                     serialise: Span(serialise),
+                    sync: Span(sync),
+                    lost: Span(lost),
                     wall: Span(wall),
                     wire_bytes,
                     staleness,
@@ -289,10 +268,11 @@ pub(crate) fn run_spec() -> BoxedStrategy<RunSpec> {
         training(),
         optimizer(),
         data,
-        any::<(u32, u64, u32, u64)>(),
+        sync_spec(),
+        any::<(u64, u32, u64)>(),
     )
-        .prop_map(|(name, seed, model, boundary, pipeline, training, optimizer, data, rest)| {
-            let (inner_steps, every, microbatches, checkpoint_every) = rest;
+        .prop_map(|(name, seed, model, boundary, pipeline, training, optimizer, data, sync, rest)| {
+            let (every, microbatches, checkpoint_every) = rest;
             RunSpec {
                 name,
                 seed,
@@ -301,7 +281,7 @@ pub(crate) fn run_spec() -> BoxedStrategy<RunSpec> {
                 pipeline,
                 training,
                 optimizer,
-                outer: OuterSpec { inner_steps },
+                sync,
                 data,
                 evaluation: EvaluationSpec { every, microbatches },
                 checkpoint: CheckpointSpec { every: checkpoint_every },
@@ -391,4 +371,71 @@ pub(crate) fn welcome() -> BoxedStrategy<Welcome> {
         Just(Welcome::Refused(Mismatch::NoRun)),
     ]
     .boxed()
+}
+
+/// Draws until nothing new comes, and counts the variants.
+fn variants<T: std::fmt::Debug>(strategy: &BoxedStrategy<T>, place_of: fn(&T) -> usize) -> BTreeSet<usize> {
+    let mut runner = TestRunner::deterministic();
+    let mut draw = || strategy.new_tree(&mut runner).expect("the strategy draws").current();
+    (0..5_000).map(|_| place_of(&draw())).collect()
+}
+
+#[test]
+fn every_variant_of_what_can_be_said_is_drawn() {
+    let world = World::new(&spec(Schedule::Flush));
+    assert_eq!(variants(&say(), sync::place_of), (0..sync::SAYS).collect());
+    assert_eq!(variants(&world.message(), message_place), (0..MESSAGES).collect());
+    assert_eq!(variants(&world.refusal(), refusal_place), (0..REFUSALS).collect());
+}
+
+const MESSAGES: usize = 17;
+
+fn message_place(message: &Message) -> usize {
+    match message {
+        Message::Join(_) => 0,
+        Message::Placed { .. } => 1,
+        Message::Ready { .. } => 2,
+        Message::Lease { .. } => 3,
+        Message::Activation(_) => 4,
+        Message::Gradient(_) => 5,
+        Message::Loss { .. } => 6,
+        Message::Settled { .. } => 7,
+        Message::Receipts(_) => 8,
+        Message::Sync(_) => 9,
+        Message::Stepped(_) => 10,
+        Message::Checkpointed { .. } => 11,
+        Message::Drain { .. } => 12,
+        Message::Finish { .. } => 13,
+        Message::PeerLost { .. } => 14,
+        Message::Failed { .. } => 15,
+        Message::Refused(_) => MESSAGES - 1,
+    }
+}
+
+const REFUSALS: usize = 21;
+
+fn refusal_place(refusal: &Refusal) -> usize {
+    match refusal {
+        Refusal::PlanFull => 0,
+        Refusal::NoSuchStage { .. } => 1,
+        Refusal::StageEmpty { .. } => 2,
+        Refusal::StepBeyond { .. } => 3,
+        Refusal::NotMember { .. } => 4,
+        Refusal::NotYours { .. } => 5,
+        Refusal::WrongStage { .. } => 6,
+        Refusal::TensorLength { .. } => 7,
+        Refusal::NotDue { .. } => 8,
+        Refusal::NotOwed { .. } => 9,
+        Refusal::Busy { .. } => 10,
+        Refusal::LossNotFinite { .. } => 11,
+        Refusal::Receipt(_) => 12,
+        Refusal::StalePlan { .. } => 13,
+        Refusal::NotAtBorder { .. } => 14,
+        Refusal::OuterAhead { .. } => 15,
+        Refusal::BeginUnfit { .. } => 16,
+        Refusal::OfferUnfit { .. } => 17,
+        Refusal::NotHeld { .. } => 18,
+        Refusal::ChunkFalse { .. } => 19,
+        Refusal::FieldLength { .. } => REFUSALS - 1,
+    }
 }

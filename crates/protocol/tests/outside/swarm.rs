@@ -5,24 +5,27 @@ use ed25519_dalek::SigningKey;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::OnceLock;
 use trestle_protocol::coordinator::CoordinatorConfig;
-use trestle_protocol::event::Event;
-use trestle_protocol::ids::{Digest, InnerStep, PeerId, StageId};
+use trestle_protocol::event::{Event, Verdict};
+use trestle_protocol::ids::{Digest, InnerStep, OuterStep, PeerId, StageId};
 use trestle_protocol::message::{Join, Message, Outcome, Start};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, Output, StoreItem, StoredItem, Took};
+use trestle_protocol::spec::sync::SyncSpec;
 use trestle_protocol::spec::{
     BoundaryForm, BoundarySpec, CheckpointSpec, DataSource, DataSpec, Decay, Dtype, EvaluationSpec,
-    ModelSpec, OptimizerKind, OptimizerSpec, OuterSpec, PipelineSpec, Retain, RunSpec, Schedule, Tokenizer,
+    ModelSpec, OptimizerKind, OptimizerSpec, PipelineSpec, Retain, RunSpec, Schedule, Tokenizer,
     TrainingSpec,
 };
+use trestle_protocol::sync::blob::Blob;
+use trestle_protocol::sync::task::{Contribution, SyncDone, SyncTask};
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::worker::WorkerConfig;
 
 /// Stages of the swarm; the coordinator is peer 0, and stage s peer s + 1.
 pub(crate) const STAGES: u16 = 3;
 
-/// More inputs than any honest run of the spec takes; a swarm that needs more goes in circles.
-const INPUTS_MAX: usize = 20_000;
+/// More inputs than any honest run of a spec takes; a swarm that needs more goes in circles.
+const INPUTS_MAX: usize = 40_000;
 
 /// Three stages, three steps of four microbatches, evaluations of two, a checkpoint after the second step.
 pub(crate) fn spec(schedule: Schedule) -> RunSpec {
@@ -68,7 +71,7 @@ pub(crate) fn spec(schedule: Schedule) -> RunSpec {
             muon_learning_rate: 1e-2,
             muon_momentum: 0.95,
         },
-        outer: OuterSpec { inner_steps: 10 },
+        sync: SyncSpec::mean(10),
         data: DataSpec {
             source: DataSource::Generated { tokens: 1000 },
             tokenizer: Tokenizer::Bytes,
@@ -80,11 +83,15 @@ pub(crate) fn spec(schedule: Schedule) -> RunSpec {
     }
 }
 
+/// The most replicas that a test has.
+pub(crate) const REPLICAS_MAX: u16 = 3;
+
 /// The keys of the peers, coordinator first, and one of a stranger behind the last worker.
 pub(crate) fn keys() -> &'static [SigningKey] {
     static KEYS: OnceLock<Vec<SigningKey>> = OnceLock::new();
     KEYS.get_or_init(|| {
-        (0..=STAGES as u8 + 1).map(|index| SigningKey::from_bytes(&[index + 1; 32])).collect()
+        let last = (STAGES * REPLICAS_MAX) as u8 + 1;
+        (0..=last).map(|index| SigningKey::from_bytes(&[index + 1; 32])).collect()
     })
 }
 
@@ -101,6 +108,8 @@ pub(crate) struct Swarm {
     nodes: Vec<Node>,
     index_of: BTreeMap<PeerId, usize>,
     stage_of: Vec<StageId>,
+    /// What stands for the weights of each node, and for those that it has staged.
+    weights: Vec<(Digest, Option<Digest>)>,
     queue: VecDeque<(usize, Input)>,
     now: Time,
     taken: usize,
@@ -119,14 +128,15 @@ impl Swarm {
         let coordinator = Node::coordinator(CoordinatorConfig { spec: spec.clone(), me }, state)
             .expect("the state is one that a coordinator stored");
         let mut nodes = vec![coordinator];
-        for stage in 0..STAGES {
+        let replicas = spec.pipeline.replicas;
+        for stage in (0..replicas).flat_map(|_| 0..STAGES) {
             let join = Join {
                 address: Bytes::new(),
                 stage: Some(StageId(stage)),
                 device: "none".into(),
                 peak_flops: 0,
             };
-            let key = keys[usize::from(stage) + 1].clone();
+            let key = keys[nodes.len()].clone();
             nodes.push(Node::worker(WorkerConfig { spec: spec.clone(), key, coordinator: me, join }));
         }
         let count = nodes.len();
@@ -140,6 +150,7 @@ impl Swarm {
             nodes,
             index_of: (0..count).map(|index| (peer(index), index)).collect(),
             stage_of: vec![StageId(0); count],
+            weights: vec![(Digest([0; 32]), None); count],
             queue,
             now: Time(0),
             taken: 0,
@@ -186,6 +197,47 @@ impl Swarm {
         while self.turn().is_some() {}
     }
 
+    /// Runs on until the run is over, through as many deadlines at most.
+    pub(crate) fn run_through(&mut self, deadlines: usize) {
+        self.run();
+        for _ in 0..deadlines {
+            let live = (0..self.nodes.len()).filter(|index| self.ended[*index].is_none());
+            let next = live.filter_map(|index| Some((self.nodes[index].deadline()?, index))).min();
+            let Some((at, index)) = next.filter(|_| self.ended[0].is_none()) else { return };
+            self.now = self.now.max(at);
+            self.queue.push_back((index, Input::Woke));
+            self.run();
+        }
+    }
+
+    /// Lists where replicas of a stage go on from other weights than were committed for all of them.
+    pub(crate) fn parted(&self) -> Vec<String> {
+        let mut committed = BTreeMap::new();
+        for event in &self.events[0] {
+            if let Event::Outer(summary) = event
+                && summary.verdict == Verdict::Committed
+            {
+                committed
+                    .extend(summary.digests.iter().map(|(stage, digest)| ((*stage, summary.outer), digest)));
+            }
+        }
+        let mut parted = Vec::new();
+        for (index, events) in self.events.iter().enumerate().skip(1) {
+            let mut own = None;
+            for event in events {
+                let Event::Agreed { outer, digest } = event else { continue };
+                own = Some(*digest);
+                if committed.get(&(self.stage_of[index], *outer)) != Some(&digest) {
+                    parted.push(format!("peer {index} took {digest} in outer step {}", outer.0));
+                }
+            }
+            if own.is_some_and(|own| own != self.weights[index].0) {
+                parted.push(format!("peer {index} holds {}, and agreed on {own:?}", self.weights[index].0));
+            }
+        }
+        parted
+    }
+
     /// Returns how the coordinator ended.
     pub(crate) fn outcome(&self) -> Option<&Outcome> {
         self.ended[0].as_ref()
@@ -208,7 +260,8 @@ impl Swarm {
                 }
                 return;
             }
-            Action::Load { stage, start } => {
+            Action::Load { place, start } => {
+                let stage = place.stage;
                 assert!(stage.0 < STAGES, "asked to hold stage {stage}, which does not exist");
                 self.stage_of[index] = stage;
                 let step = match start {
@@ -226,6 +279,7 @@ impl Swarm {
                 let gradient = (stage.0 > 0).then(boundary);
                 Input::Backwarded { microbatch, gradient, took }
             }
+            Action::Sync(task) => Input::Sync(self.sync_done(index, task)),
             Action::Step { .. } => {
                 Input::Stepped { gradient_norm: 1.0, learning_rate: 1e-3, took, wire_bytes_total: 0 }
             }
@@ -245,4 +299,49 @@ impl Swarm {
         };
         self.queue.push_back((index, answer));
     }
+
+    /// Does the arithmetic of an outer step on digests that stand for numbers.
+    fn sync_done(&mut self, index: usize, task: SyncTask) -> SyncDone {
+        let took = Span(5);
+        match task {
+            SyncTask::Snapshot { outer } => SyncDone::Snapshotted { outer, took },
+            SyncTask::Encode { outer, shares } => {
+                let shards =
+                    (0_u16..).zip(&shares).map(|(shard, _)| contribution(index, outer, shard)).collect();
+                SyncDone::Encoded { outer, shares, shards, took }
+            }
+            SyncTask::Reduce { round, shard, contributions, .. } => {
+                let mut all = Vec::new();
+                for Contribution { from, weight, bytes } in contributions {
+                    all.extend(from.0.to_le_bytes());
+                    all.extend(weight.to_le_bytes());
+                    all.extend(&bytes);
+                }
+                let mean = Bytes::copy_from_slice(&Digest::of(&all).0);
+                SyncDone::Reduced { round, shard, result: Ok(Blob::new(mean)), took }
+            }
+            SyncTask::Stage { round, results, .. } => {
+                let (weights, staged) = &mut self.weights[index];
+                let next = Digest::of(&[&weights.0, results.concat().as_slice()].concat());
+                *staged = Some(next);
+                SyncDone::Staged { round, result: Ok(next), took }
+            }
+            SyncTask::Commit { outer } => {
+                let (weights, staged) = &mut self.weights[index];
+                *weights = staged.take().expect("what is committed was staged");
+                SyncDone::Committed { outer, took }
+            }
+            SyncTask::Restore { outer } => {
+                self.weights[index].1 = None;
+                SyncDone::Restored { outer, took }
+            }
+            SyncTask::Adopt { outer } => SyncDone::Adopted { outer, took },
+        }
+    }
+}
+
+/// Makes what a node contributes to a shard of an outer step.
+pub(crate) fn contribution(index: usize, outer: OuterStep, shard: u16) -> Blob {
+    let name = format!("{index} {} {shard}", outer.0);
+    Blob::new(Bytes::copy_from_slice(&Digest::of(name.as_bytes()).0))
 }

@@ -59,9 +59,25 @@ pub enum Measure {
     Time,
     /// Share of the training time for which the busiest worker computed.
     Busy,
+    /// Outer steps that all replicas of all stages committed.
+    Committed,
+    /// Outer steps that were called off.
+    Restored,
+    /// Commits that replicas took over, summed over replicas.
+    Agreed,
+    /// Those of them after which a replica's weights were not those of its stage.
+    Apart,
+    /// Contributions and results found flawed.
+    Flawed,
+    /// Shards, or votes, on which replicas differed.
+    Disagreed,
+    /// Replicas that the others went on without.
+    Excluded,
+    /// Share of the time for which computing did not stand still for an outer step, at the worker where that is least.
+    Utilisation,
 }
 
-/// Another way to train, whose losses must be the same to the bit.
+/// Another way to train, whose losses must be the same, to the bit where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// The same settings, with nothing done to the swarm.
@@ -70,6 +86,8 @@ pub enum Reference {
     Unjittered,
     /// One process that holds the whole model.
     OneProcess,
+    /// The same, to a millionth: replicas add gradients in another order than one process.
+    NearlyOneProcess,
 }
 
 /// What is expected.
@@ -114,7 +132,7 @@ pub enum Verdict {
     Missed,
 }
 
-const MEASURES: [(&str, Measure); 17] = [
+const MEASURES: [(&str, Measure); 25] = [
     ("steps", Measure::Steps),
     ("events", Measure::Events),
     ("lost", Measure::Lost),
@@ -132,6 +150,14 @@ const MEASURES: [(&str, Measure); 17] = [
     ("evaluation", Measure::Evaluation),
     ("time", Measure::Time),
     ("busy", Measure::Busy),
+    ("committed", Measure::Committed),
+    ("restored", Measure::Restored),
+    ("agreed", Measure::Agreed),
+    ("apart", Measure::Apart),
+    ("flawed", Measure::Flawed),
+    ("disagreed", Measure::Disagreed),
+    ("excluded", Measure::Excluded),
+    ("utilisation", Measure::Utilisation),
 ];
 
 const OUTCOMES: [&str; 6] = ["done", "stopped", "failed", "crashed", "stuck", "headless"];
@@ -180,7 +206,7 @@ impl Expectation {
             }
             "digest" => equal((value == "same-twice").then_some(Wanted::SameTwice), "`digest=same-twice`")?,
             "losses" => {
-                let hint = "`losses=uninterrupted`, `losses=unjittered` or `losses=one-process`";
+                let hint = "`losses=` uninterrupted, unjittered, one-process or nearly-one-process";
                 equal(reference(value).map(Wanted::Losses), hint)?
             }
             _ => {
@@ -240,6 +266,14 @@ impl Measure {
             Measure::Evaluation => tally.evaluations.last().map_or(f64::NAN, |(_, loss)| *loss),
             Measure::Time => outcome.time.0 as f64 / 1e6,
             Measure::Busy => tally.busy(),
+            Measure::Committed => whole(tally.outer.committed),
+            Measure::Restored => whole(tally.outer.restored),
+            Measure::Agreed => whole(tally.outer.agreed),
+            Measure::Apart => whole(tally.outer.apart),
+            Measure::Flawed => whole(tally.outer.flawed),
+            Measure::Disagreed => whole(tally.outer.disagreed),
+            Measure::Excluded => whole(tally.outer.excluded),
+            Measure::Utilisation => tally.outer.utilisation(),
         }
     }
 }
@@ -286,6 +320,7 @@ fn reference(word: &str) -> Option<Reference> {
         "uninterrupted" => Some(Reference::Uninterrupted),
         "unjittered" => Some(Reference::Unjittered),
         "one-process" => Some(Reference::OneProcess),
+        "nearly-one-process" => Some(Reference::NearlyOneProcess),
         _ => None,
     }
 }
@@ -294,7 +329,9 @@ fn amount(measure: Measure, value: &str) -> Option<f64> {
     match measure {
         Measure::Loss | Measure::Evaluation => words::real(value),
         Measure::Time => words::span(value).map(|span| span.as_secs_f64()),
-        Measure::Busy => words::permille(value).map(|share| f64::from(share.0) / 1000.0),
+        Measure::Busy | Measure::Utilisation => {
+            words::permille(value).map(|share| f64::from(share.0) / 1000.0)
+        }
         Measure::Steps
         | Measure::Events
         | Measure::Lost
@@ -307,6 +344,13 @@ fn amount(measure: Measure, value: &str) -> Option<f64> {
         | Measure::Failed
         | Measure::Durable
         | Measure::Staleness
+        | Measure::Committed
+        | Measure::Restored
+        | Measure::Agreed
+        | Measure::Apart
+        | Measure::Flawed
+        | Measure::Disagreed
+        | Measure::Excluded
         | Measure::KeptBytes => words::number(value).map(|number| number as f64),
     }
 }
@@ -315,7 +359,7 @@ fn hint_of(measure: Measure) -> String {
     let example = match measure {
         Measure::Loss | Measure::Evaluation => "<2.5",
         Measure::Time => "<60s",
-        Measure::Busy => ">90%",
+        Measure::Busy | Measure::Utilisation => ">90%",
         Measure::Steps
         | Measure::Events
         | Measure::Lost
@@ -328,6 +372,13 @@ fn hint_of(measure: Measure) -> String {
         | Measure::Failed
         | Measure::Durable
         | Measure::Staleness
+        | Measure::Committed
+        | Measure::Restored
+        | Measure::Agreed
+        | Measure::Apart
+        | Measure::Flawed
+        | Measure::Disagreed
+        | Measure::Excluded
         | Measure::KeptBytes => "=0",
     };
     format!("for example `{}{example}`", name(measure))

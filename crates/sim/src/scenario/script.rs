@@ -7,6 +7,7 @@ use crate::fault::{Fault, Faults};
 use crate::scenario::expectation::{Expectation, Reference, Wanted};
 use crate::scenario::settings::{Kind, Settings, Taken};
 use crate::scenario::words::{self, Line, ParseError};
+use trestle_protocol::plan::Place;
 use trestle_protocol::spec::Schedule;
 
 /// One running of the swarm.
@@ -35,10 +36,10 @@ const MICROBATCHES_MAX: u128 = 10_000_000_000;
 
 /// All verbs, for the hint about an unknown one.
 const VERBS: &str = "seed, stages, replicas, schedule, steps, microbatches, microbatch_size, in_flight, model, boundary, \
-    optimizer, retain, evaluate, checkpoint, data, compute, link, slow, drain, crash, kill, hostile, train, resume";
+    optimizer, retain, evaluate, checkpoint, data, sync, compute, link, slow, drain, crash, kill, hostile, train, resume";
 
 /// What each verb takes, for the hint about an unknown word.
-const TAKES: [(&str, &str); 14] = [
+const TAKES: [(&str, &str); 15] = [
     ("stages", "a number and layers="),
     ("schedule", "flush, or async and staleness="),
     ("model", "vocabulary=, width=, heads=, kv_heads=, ffn_width=, sequence_len="),
@@ -48,10 +49,11 @@ const TAKES: [(&str, &str); 14] = [
     ("checkpoint", "every="),
     ("data", "tokens="),
     ("compute", "cost or real, and forward=, backward=, step=, save=, load=, flops=, jitter="),
-    ("link", "stage=, latency=, bandwidth=, jitter="),
+    ("sync", "every=, delay=, rule=, rate=, momentum=, ramp=, codec=, decay=, contribution=, copy=, beside="),
+    ("link", "stage=, latency=, bandwidth=, uplink=, downlink=, jitter="),
     ("slow", "stage=, factor="),
     ("drain", "at="),
-    ("kill", "stage=, at="),
+    ("kill", "stage=, replica=, at="),
     ("hostile", "every="),
 ];
 
@@ -98,7 +100,8 @@ impl Script {
             "kill" => {
                 let missing = line.error("stage", "is missing", "for example `kill stage=1 at=step:5`");
                 let stage = self.settings.stage(&mut line)?.ok_or(missing)?;
-                plan(&mut line, faults, Fault::Kill { stage })?;
+                let replica = self.settings.replica(&mut line)?;
+                plan(&mut line, faults, Fault::Kill { place: Place { stage, replica } })?;
             }
             "hostile" => {
                 let missing = line.error("every", "is missing", "for example `hostile every=20ms`");
@@ -152,8 +155,11 @@ impl Script {
         }
         let (spec, kind) = (&self.settings.spec, self.settings.kind);
         let plain = kind == Kind::Real && spec.pipeline.schedule == Schedule::Flush;
-        let one_process = Wanted::Losses(Reference::OneProcess);
-        if !plain && self.expectations.iter().any(|expectation| expectation.wanted == one_process) {
+        let one_process = |wanted: &Wanted| {
+            let references = [Reference::OneProcess, Reference::NearlyOneProcess];
+            references.iter().any(|reference| *wanted == Wanted::Losses(*reference))
+        };
+        if !plain && self.expectations.iter().any(|expectation| one_process(&expectation.wanted)) {
             let hint = "say `compute real` and `schedule flush`";
             return Err(error("losses=one-process", "compares real models under flush only", hint));
         }
@@ -162,11 +168,11 @@ impl Script {
             let problem = format!("times microbatches is {work}, at most {MICROBATCHES_MAX} are counted");
             return Err(error("steps", &problem, "a shorter run shows the same"));
         }
-        if spec.pipeline.replicas != 1 {
+        if spec.sync.delay >= spec.sync.inner_steps {
             return Err(error(
-                "replicas",
-                "is not 1",
-                "several replicas of a stage are not there yet: `replicas 1`",
+                "sync",
+                "goes over to what was agreed after the next outer step has begun",
+                "a `delay=` below `every=`",
             ));
         }
         Ok(())
@@ -237,7 +243,8 @@ mod tests {
                 "`compute real`",
             ),
             ("steps 9_999_999_999\ntrain\n----\nlost=0", "line 4: `steps` times microbatches is", "shorter"),
-            ("replicas 2\ntrain\n----\nlost=0", "line 4: `replicas` is not 1", "not there yet"),
+            ("kill stage=1 replica=1 at=1s", "line 1: `replica=1` does not exist", "`replicas N`"),
+            ("sync every=2 delay=2\ntrain\n----\nlost=0", "line 4: `sync` goes over", "below `every=`"),
         ];
         for (text, message, hint) in cases {
             let error = Script::read(text, None).expect_err(text);

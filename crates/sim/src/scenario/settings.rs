@@ -2,15 +2,16 @@
 //!
 //! Owns the verbs that set something and their defaults. Knows nothing of how a swarm is run.
 
-use crate::compute::Spans;
+use crate::compute::{Rate, Spans};
 use crate::draws::Permille;
-use crate::link::Link;
+use crate::link::{Link, Shared};
 use crate::scenario::words::{self, Line, ParseError};
 use std::collections::BTreeMap;
-use trestle_protocol::ids::{Digest, StageId};
+use trestle_protocol::ids::{Digest, ReplicaId, StageId};
+use trestle_protocol::spec::sync::{OuterRule, SyncCodec, SyncSpec};
 use trestle_protocol::spec::{
     BoundaryForm, BoundarySpec, CheckpointSpec, DataSource, DataSpec, Decay, Dtype, EvaluationSpec,
-    ModelSpec, OptimizerKind, OptimizerSpec, OuterSpec, PipelineSpec, Retain, RunSpec, Schedule, Tokenizer,
+    ModelSpec, OptimizerKind, OptimizerSpec, PipelineSpec, Retain, RunSpec, Schedule, Tokenizer,
     TrainingSpec,
 };
 use trestle_protocol::time::Span;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub spans: Spans,
     /// Operations a second of the devices; forward and backward follow from it and the size of the stage.
     pub flops: Option<f64>,
+    /// Bytes of a stage's pseudo-gradient on its way, where nothing is computed.
+    pub contribution: u64,
     /// The links of all peers.
     pub link: Link,
     /// The links of single stages' peers.
@@ -65,10 +68,19 @@ impl Default for Settings {
                 step: Span::millis(1),
                 save: Span::millis(20),
                 load: Span::millis(50),
+                copy: Rate(0),
+                beside: Rate(0),
                 jitter: Permille(0),
             },
             flops: None,
-            link: Link { latency: Span::millis(1), bandwidth: 0, jitter: Permille(0) },
+            contribution: 64 * 1024,
+            link: Link {
+                latency: Span::millis(1),
+                bandwidth: 0,
+                downlink: 0,
+                shared: Shared::ByPair,
+                jitter: Permille(0),
+            },
             own_links: BTreeMap::new(),
             slow: BTreeMap::new(),
         }
@@ -109,7 +121,7 @@ fn default_spec() -> RunSpec {
             muon_learning_rate: 3e-3,
             muon_momentum: 0.95,
         },
-        outer: OuterSpec { inner_steps: 10 },
+        sync: SyncSpec::mean(10),
         data: DataSpec {
             source: DataSource::Generated { tokens: 100_000 },
             tokenizer: Tokenizer::Bytes,
@@ -178,6 +190,7 @@ impl Settings {
                     spec.data.source = DataSource::Generated { tokens };
                 }
             }
+            "sync" => self.take_sync(line)?,
             "compute" => self.take_compute(line)?,
             "link" => self.take_link(line)?,
             "slow" => self.take_slow(line)?,
@@ -266,6 +279,21 @@ impl Settings {
         Ok(())
     }
 
+    fn take_sync(&mut self, line: &mut Line<'_>) -> Result<(), ParseError> {
+        let sync = &mut self.spec.sync;
+        line.set("every", &mut sync.inner_steps, words::positive, "10")?;
+        line.set("delay", &mut sync.delay, words::whole, "2")?;
+        line.set("rule", &mut sync.rule, rule, "nesterov")?;
+        line.set("rate", &mut sync.learning_rate, words::real, "0.7")?;
+        line.set("momentum", &mut sync.momentum, words::real, "0.9")?;
+        line.set("ramp", &mut sync.momentum_ramp, words::whole, "20")?;
+        line.set("codec", &mut sync.codec, codec, "bf16")?;
+        line.set("decay", &mut sync.error_decay, words::real, "0.95")?;
+        line.set("contribution", &mut self.contribution, words::bytes, "12MB")?;
+        line.set("copy", &mut self.spans.copy, words::rate, "8GB/s")?;
+        line.set("beside", &mut self.spans.beside, words::rate, "300MB/s")
+    }
+
     fn take_compute(&mut self, line: &mut Line<'_>) -> Result<(), ParseError> {
         let hint = "`compute cost` or `compute real`";
         let word = line.required(hint)?;
@@ -284,12 +312,19 @@ impl Settings {
         line.set("jitter", &mut spans.jitter, words::permille, "10%")
     }
 
-    /// Reads a link: of all peers, or with `stage=N` of one stage's peers.
+    /// Reads a link: of all peers, or with `stage=N` of one stage's peers. `bandwidth` is a pair's own, `uplink` and
+    /// `downlink` are what a peer has for all others.
     fn take_link(&mut self, line: &mut Line<'_>) -> Result<(), ParseError> {
         let stage = self.stage(line)?;
         let mut link = self.link;
         line.set("latency", &mut link.latency, words::span, "40ms")?;
         line.set("bandwidth", &mut link.bandwidth, words::bandwidth, "856Mbit")?;
+        if let Some(uplink) = line.value("uplink", words::bandwidth, "856Mbit")? {
+            (link.bandwidth, link.shared) = (uplink, Shared::ByPeer);
+        }
+        if let Some(downlink) = line.value("downlink", words::bandwidth, "1322Mbit")? {
+            (link.downlink, link.shared) = (downlink, Shared::ByPeer);
+        }
         line.set("jitter", &mut link.jitter, words::permille, "5%")?;
         match stage {
             Some(stage) => drop(self.own_links.insert(stage, link)),
@@ -327,6 +362,25 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Reads `replica=N`, which must exist: `replicas` comes before it; the first where none is given.
+    ///
+    /// # Errors
+    /// There is no such replica.
+    pub fn replica(&self, line: &mut Line<'_>) -> Result<ReplicaId, ParseError> {
+        let replicas = self.spec.pipeline.replicas;
+        match line.value("replica", words::whole, "1")? {
+            None => Ok(ReplicaId(0)),
+            Some(replica) if replica < replicas => Ok(ReplicaId(replica)),
+            Some(replica) => {
+                let problem = format!("does not exist, each stage has {replicas}");
+                let hint = "replicas are counted from 0; say `replicas N` before";
+                Err(line.error(&format!("replica={replica}"), problem, hint))
+            }
+        }
+    }
+}
+
 fn schedule(line: &mut Line<'_>) -> Result<Schedule, ParseError> {
     let hint = "`schedule flush` or `schedule async staleness=1`";
     match line.required(hint)? {
@@ -345,6 +399,25 @@ fn retain(line: &mut Line<'_>) -> Result<Retain, ParseError> {
         "graph" => Ok(Retain::Graph),
         "input" => Ok(Retain::Input),
         word => Err(line.error(word, "is nothing that a stage keeps", hint)),
+    }
+}
+
+fn rule(word: &str) -> Option<OuterRule> {
+    match word {
+        "mean" => Some(OuterRule::Mean),
+        "nesterov" => Some(OuterRule::Nesterov),
+        "plain" => Some(OuterRule::Plain),
+        _ => None,
+    }
+}
+
+fn codec(word: &str) -> Option<SyncCodec> {
+    match word {
+        "f32" => Some(SyncCodec::F32),
+        "bf16" => Some(SyncCodec::Bf16),
+        "int8" => Some(SyncCodec::Int8),
+        "sparseloco" => Some(SyncCodec::SparseLoCo),
+        _ => None,
     }
 }
 

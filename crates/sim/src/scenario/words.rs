@@ -3,6 +3,7 @@
 //! Owns how a single line is taken apart, and the error that names line, word and remedy. Knows nothing of what a verb
 //! means.
 
+use crate::compute::Rate;
 use crate::draws::Permille;
 use crate::fault::When;
 use std::fmt;
@@ -156,6 +157,11 @@ pub fn positive<T: TryFrom<u64>>(word: &str) -> Option<T> {
     number(word).filter(|number| *number > 0).and_then(|number| T::try_from(number).ok())
 }
 
+/// Reads a whole number that fits its type.
+pub fn whole<T: TryFrom<u64>>(word: &str) -> Option<T> {
+    number(word).and_then(|number| T::try_from(number).ok())
+}
+
 /// Reads a length of time: `250us`, `3ms`, `1.5s`, `2min`, `48h`.
 pub fn span(word: &str) -> Option<Span> {
     let units = [("us", 1.0), ("ms", 1e3), ("min", 6e7), ("h", 3.6e9), ("s", 1e6)];
@@ -171,6 +177,17 @@ pub fn bandwidth(word: &str) -> Option<u64> {
     }
     let bits = with_unit(word, &[("kbit", 1e3), ("Mbit", 1e6), ("Gbit", 1e9)])?.round();
     (1.0..=1e15).contains(&bits).then_some(bits as u64)
+}
+
+/// Reads a number of bytes: `64kB`, `12.5MB`, `1GB`.
+pub fn bytes(word: &str) -> Option<u64> {
+    let bytes = with_unit(word, &[("kB", 1e3), ("MB", 1e6), ("GB", 1e9)])?.round();
+    (1.0..=1e12).contains(&bytes).then_some(bytes as u64)
+}
+
+/// Reads bytes in a second: `300MB/s`; `unlimited` is 0.
+pub fn rate(word: &str) -> Option<Rate> {
+    if word == "unlimited" { Some(Rate(0)) } else { bytes(word.strip_suffix("/s")?).map(Rate) }
 }
 
 /// Reads operations in a second: `500M`, `80G`, `20T`, `1.2P`.
@@ -219,6 +236,11 @@ mod tests {
         assert_eq!(
             [bandwidth("856Mbit"), bandwidth("unlimited"), bandwidth("0Mbit")],
             [Some(856_000_000), Some(0), None]
+        );
+        assert_eq!([bytes("12.5MB"), bytes("7"), bytes("0kB")], [Some(12_500_000), None, None]);
+        assert_eq!(
+            [rate("2GB/s"), rate("2GB"), rate("unlimited")],
+            [Some(Rate(2_000_000_000)), None, Some(Rate(0))]
         );
         assert_eq!([permille("12.5%"), permille("101%")], [Some(Permille(125)), None]);
         assert_eq!([number("10_000"), number("-1"), number("")], [Some(10_000), None, None]);

@@ -1,0 +1,105 @@
+//! Stages times replicas as processes: what the replicas agree on, and what it equals.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::command::{Place, held_out, losses, only, start_until, succeed};
+use crate::golden::OneProcess;
+
+/// Relative difference that another order of summation makes.
+const ROUNDING: f64 = 1e-6;
+
+/// The events in the logs of all nodes of a run, each with its peer.
+fn logged(place: &Place, run: &str) -> Vec<(String, Value)> {
+    let mut events = Vec::new();
+    for node in std::fs::read_dir(place.run_dir(run)).unwrap() {
+        let Ok(text) = std::fs::read_to_string(node.unwrap().path().join("events.jsonl")) else { continue };
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            events.push((line["peer"].as_str().unwrap().to_owned(), line["event"].clone()));
+        }
+    }
+    events
+}
+
+/// Which digests were reported for each stage and outer step, and by how many replicas.
+fn agreed(place: &Place, run: &str) -> BTreeMap<(u64, u64), (BTreeSet<String>, usize)> {
+    let events = logged(place, run);
+    let planned =
+        events.iter().find_map(|(_, event)| event.get("Planned")).expect("the coordinator made a plan");
+    let stages: BTreeMap<&str, u64> = planned["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|member| (member[0].as_str().unwrap(), member[1]["stage"].as_u64().unwrap()))
+        .collect();
+    let mut agreed: BTreeMap<(u64, u64), (BTreeSet<String>, usize)> = BTreeMap::new();
+    for (peer, event) in &events {
+        let Some(report) = event.get("Agreed") else { continue };
+        let at = (report["outer"].as_u64().unwrap(), stages[peer.as_str()]);
+        let (digests, replicas) = agreed.entry(at).or_default();
+        digests.insert(report["digest"].as_str().unwrap().to_owned());
+        *replicas += 1;
+    }
+    agreed
+}
+
+#[test]
+fn all_replicas_of_each_stage_report_one_digest_after_each_outer_step() {
+    let place = Place::new();
+    let options =
+        ["--replicas", "3", "--steps", "40", "--set", "sync.inner_steps=2", "--set", "sync.delay=1"];
+    let events = succeed(&mut place.train("three", &options));
+    let agreed = agreed(&place, "three");
+    assert_eq!(agreed.len(), 20 * 4, "twenty outer steps of four stages");
+    for (at, (digests, replicas)) in &agreed {
+        assert_eq!((digests.len(), *replicas), (1, 3), "outer step and stage {at:?}");
+    }
+    let all: BTreeSet<_> = agreed.values().flat_map(|(digests, _)| digests).collect();
+    assert_eq!(all.len(), agreed.len(), "weights that never change agree on nothing");
+    let ledger = only(&events, "ledger");
+    let planned = 40 * 4 * 3;
+    assert_eq!(ledger["planned"], planned);
+    assert_eq!(ledger["credited"], serde_json::json!([planned, planned, planned, planned]));
+    let committed = events.iter().filter(|event| event["event"] == "outer");
+    assert!(committed.clone().all(|event| event["verdict"] == "committed" && event["tries"] == 1));
+    assert_eq!(committed.count(), 20);
+}
+
+#[test]
+fn replicas_that_average_gradients_equal_one_process_with_their_batch() {
+    let steps = 30;
+    let place = Place::new();
+    let options =
+        ["--replicas", "3", "--steps", "30", "--set", "sync.inner_steps=1", "--set", "evaluation.every=0"];
+    let events = succeed(&mut place.train("three", &options));
+    let mut one = OneProcess::new(&place, "three");
+    one.spec.pipeline.microbatches_per_step *= 3;
+    let expected: Vec<_> = (0..steps).map(|step| (step, one.step(step))).collect();
+    let found = losses(&events);
+    assert_eq!(found.len(), expected.len());
+    for ((step, found), (_, expected)) in found.iter().zip(&expected) {
+        assert!((found / expected - 1.0).abs() < ROUNDING, "step {step}: {found}, one process {expected}");
+    }
+    let (found, expected) = (held_out(&events)[0].1, one.held_out());
+    assert!((found / expected - 1.0).abs() < ROUNDING, "held-out {found}, one process {expected}");
+    assert!(expected < 5.0, "it learns: {expected}");
+}
+
+#[test]
+fn a_killed_run_of_replicas_goes_on_with_the_same_losses() {
+    let place = Place::new();
+    let options =
+        ["--replicas", "2", "--steps", "40", "--set", "sync.inner_steps=5", "--set", "pipeline.stages=2"];
+    let whole = losses(&succeed(&mut place.train("whole", &options)));
+    let mut command = place.train("cut", &options);
+    let (mut started, _) =
+        start_until(&mut command, |event| event["event"] == "durable" && event["step"] == 20);
+    started.child.kill().unwrap();
+    started.child.wait().unwrap();
+    let resumed = losses(&succeed(&mut place.train("cut", &[&options[..], &["--resume"]].concat())));
+    let from = usize::try_from(resumed[0].0).unwrap();
+    assert!(from >= 20, "goes on from the last checkpoint, not from {from}");
+    assert_eq!(resumed[..], whole[from..]);
+}

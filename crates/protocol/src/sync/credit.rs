@@ -1,0 +1,61 @@
+//! Credit: how many microbatches each replica's contribution stands for, counted from receipts that others signed.
+//!
+//! Owns the counts, by outer step. Knows nothing of receipts; who calls has checked them.
+
+use crate::ids::{OuterStep, StageId};
+use crate::plan::Place;
+use alloc::collections::BTreeMap;
+
+/// Microbatches credited to each place for the outer steps that are not yet decided.
+#[derive(Clone, Debug, Default)]
+pub struct Credit {
+    counts: BTreeMap<(OuterStep, Place), u64>,
+}
+
+impl Credit {
+    /// Counts a microbatch.
+    pub fn add(&mut self, outer: OuterStep, place: Place) {
+        *self.counts.entry((outer, place)).or_default() += 1;
+    }
+
+    /// Returns what a place has earned up to an outer step, since the last that was committed.
+    pub fn of(&self, outer: OuterStep, place: Place) -> u64 {
+        let until = self.counts.range(..=(outer, LAST));
+        until.filter(|((_, at), _)| *at == place).map(|(_, count)| count).sum()
+    }
+
+    /// Returns what a stage has earned in one outer step.
+    pub fn of_stage(&self, outer: OuterStep, stage: StageId) -> u64 {
+        let of_outer = self.counts.range((outer, FIRST)..=(outer, LAST));
+        of_outer.filter(|((_, at), _)| at.stage == stage).map(|(_, count)| count).sum()
+    }
+
+    /// Forgets what is behind a commit.
+    pub fn committed(&mut self, outer: OuterStep) {
+        self.counts.retain(|(at, _), _| *at > outer);
+    }
+}
+
+const FIRST: Place = Place { stage: StageId(0), replica: crate::ids::ReplicaId(0) };
+const LAST: Place = Place { stage: StageId(u16::MAX), replica: crate::ids::ReplicaId(u16::MAX) };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ReplicaId;
+
+    #[test]
+    fn credit_of_a_restored_step_stays_for_the_next() {
+        let at = |replica| Place { stage: StageId(1), replica: ReplicaId(replica) };
+        let mut credit = Credit::default();
+        credit.add(OuterStep(0), at(0));
+        credit.add(OuterStep(1), at(0));
+        credit.add(OuterStep(1), at(1));
+        credit.add(OuterStep(2), at(0));
+        assert_eq!((credit.of(OuterStep(1), at(0)), credit.of(OuterStep(1), at(1))), (2, 1));
+        assert_eq!(credit.of_stage(OuterStep(1), StageId(1)), 2);
+        assert_eq!(credit.of_stage(OuterStep(1), StageId(0)), 0);
+        credit.committed(OuterStep(1));
+        assert_eq!((credit.of(OuterStep(2), at(0)), credit.of(OuterStep(2), at(1))), (1, 0));
+    }
+}
