@@ -7,6 +7,7 @@ pub mod agreement;
 pub mod compute;
 pub mod cost;
 pub mod draws;
+pub mod exchange;
 pub mod fault;
 pub mod link;
 pub mod log;
