@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures speed and memory beside PyTorch and bare iroh, each pair in one run, and prints rows for BENCHMARKS.md.
-# Called by `make bench`, after setup. Usage: bench.sh [stage|message|swarm|memory]... ; all of them by default.
+# Called by `make bench`, after setup. Usage: bench.sh [stage|message|swarm|memory|codec|allreduce|outer]... ; all by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ export PYTHONPATH=$python_path OMP_WAIT_POLICY=PASSIVE
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 say() { printf 'bench: %s\n' "$*" >&2; }
-[ $# -gt 0 ] || set -- stage message swarm memory
+[ $# -gt 0 ] || set -- stage message swarm memory codec allreduce outer
 
 build() { "$cargo" build --release --quiet "$@"; }
 
@@ -60,9 +60,60 @@ memory() {
   python3 scripts/bench_memory.py "$target/release/trestle" "$work/memory"
 }
 
+codec() {
+  say 'the codecs of the outer step, and what an outer step holds'
+  build -p trestle-model --example codec_speed
+  "$target/release/examples/codec_speed" >"$work/codec"
+  python3 scripts/bench_rows.py codec "$work/codec"
+  build -p trestle-cli
+  for codec in f32 bf16 int8 sparseloco; do
+    python3 scripts/allreduce_bench.py memory "$target/release/trestle" "$codec"
+  done
+}
+
+# Four processes on loopback: our committed outer step, gloo's all-reduce and hivemind's averager, in turns. hivemind brings a
+# torch of its own, so it gets an environment of its own, once.
+allreduce() {
+  build -p trestle-cli
+  local cache=${TRESTLE_CACHE:-$HOME/.cache/trestle}/hivemind-1.1.12
+  if [ ! -x "$cache/bin/python" ]; then
+    say 'installing hivemind 1.1.12, once'
+    python3 -m venv "$cache"
+    "$cache/bin/pip" install --quiet hivemind==1.1.12
+  fi
+  local bench=scripts/allreduce_bench.py
+  for parameters in 8388608 33554432; do
+    for turn in 1 2; do
+      say "all-reduce of $parameters numbers, turn $turn of 2"
+      for codec in f32 bf16; do
+        python3 "$bench" ours "$target/release/trestle" "$parameters" "$codec" >>"$work/allreduce.$parameters"
+      done
+      OMP_NUM_THREADS=1 python3 "$bench" gloo "$parameters" >>"$work/allreduce.$parameters"
+      # A round in which hivemind's group does not form costs a turn, not the benchmark.
+      PYTHONPATH='' OMP_NUM_THREADS=1 "$cache/bin/python" "$bench" hivemind "$parameters" >>"$work/allreduce.$parameters" ||
+        say 'hivemind finished no round'
+    done
+    python3 scripts/bench_rows.py allreduce "$work/allreduce.$parameters"
+  done
+}
+
+# What computing sees of the outer step: the same run with the exchange beside training, and waited for.
+outer() {
+  build -p trestle-cli
+  local flags=(--replicas 3 --steps 60 --set sync.rule=mean --set evaluation.every=0 --set checkpoint.every=0)
+  for turn in 1 2 3; do
+    for overlap in true false; do
+      say "outer steps, overlap $overlap, turn $turn of 3"
+      "$target/release/trestle" train runs/demo.toml --dir "$work/outer.$overlap.$turn" --json --set "sync.overlap=$overlap" \
+        "${flags[@]}" >"$work/outer.$overlap.$turn.json"
+    done
+  done
+  python3 scripts/bench_rows.py outer "$work"/outer.true.?.json "$work"/outer.false.?.json
+}
+
 for part in "$@"; do
   case $part in
-    stage | message | swarm | memory) "$part" ;;
-    *) printf 'error: no benchmark is called %s\n\nhint: stage, message, swarm or memory\n' "$part" >&2; exit 2 ;;
+    stage | message | swarm | memory | codec | allreduce | outer) "$part" ;;
+    *) printf 'error: no benchmark is called %s\n\nhint: stage, message, swarm, memory, codec, allreduce or outer\n' "$part" >&2; exit 2 ;;
   esac
 done

@@ -1,6 +1,7 @@
 """Turns the output of a benchmark into a row of BENCHMARKS.md. Called by bench.sh.
 
 usage: bench_rows.py stage DTYPE OURS THEIRS | message FILE | swarm OURS... THEIRS...
+       bench_rows.py codec FILE | allreduce FILE | outer OVERLAPPED... WAITING...
 """
 
 import json
@@ -59,6 +60,43 @@ def swarm(paths):
     print(f"  {statistics.median(bytes_per_token):.0f} bytes sent per token, all stages, counted under QUIC")
 
 
+def codec(path):
+    for row in objects(path):
+        print(
+            f"| {row['codec'].lower()} | {row['encode_gb_s']:.2f} GB/s | {row['decode_gb_s']:.2f} GB/s | {row['bits']:.5f} | "
+            f"{row['rest_x']:.2f}x | {row['most_x'] - row['rest_x']:.2f}x |"
+        )
+
+
+def allreduce(path):
+    found = {}
+    for row in objects(path):
+        name = f"ours, {row['codec']}" if row["what"] == "ours" else row["what"]
+        found.setdefault(name, []).append(row["median_seconds"])
+        parameters = row["parameters"]
+    medians = {name: statistics.median(times) for name, times in found.items()}
+    for name in [name for name in medians if name.startswith("ours")]:
+        ratios = [f"{medians[name] / medians['gloo']:.2f}x of gloo"]
+        if "hivemind" in medians:
+            ratios.append(f"{medians['hivemind'] / medians[name]:.2f}x faster than hivemind")
+        print(f"| {parameters / 2**20:.0f}M, {name} | {medians[name]:.3f} s | " + "; ".join(ratios) + " |")
+    for name in [name for name in medians if not name.startswith("ours")]:
+        print(f"| {parameters / 2**20:.0f}M, {name} | {medians[name]:.3f} s | |")
+
+
+def outer(paths):
+    half = len(paths) // 2
+    for name, group in [("beside training", paths[:half]), ("waited for", paths[half:])]:
+        ends = [next(event for event in objects(path) if event["event"] == "finished") for path in group]
+        took = [event["seconds"] for path in group for event in objects(path) if event["event"] == "outer"]
+        sync = statistics.median(end["split"]["sync"] for end in ends)
+        speed = statistics.median(end["tokens_per_second"] for end in ends)
+        utilisation = statistics.median(end["utilisation"] for end in ends)
+        print(
+            f"| {name} | {statistics.median(took):.3f} s | {sync:.2%} | {utilisation:.1%} | {speed:.0f} tokens/s |"
+        )
+
+
 def main():
     match sys.argv[1:]:
         case ["stage", dtype, ours, theirs]:
@@ -67,6 +105,12 @@ def main():
             message(path)
         case ["swarm", *paths] if len(paths) >= 2 and len(paths) % 2 == 0:
             swarm(paths)
+        case ["codec", path]:
+            codec(path)
+        case ["allreduce", path]:
+            allreduce(path)
+        case ["outer", *paths] if len(paths) >= 2 and len(paths) % 2 == 0:
+            outer(paths)
         case _:
             sys.exit(__doc__)
 
