@@ -10,14 +10,14 @@ use std::thread;
 use std::time::Instant;
 
 use trestle_model::engine::Engine;
-use trestle_model::outer::{Exchanged, Layout, Outer, OuterError, ReduceError};
-use trestle_protocol::ids::{Digest, OuterStep};
+use trestle_model::outer::{Exchanged, Layout, Outer, OuterError};
+use trestle_protocol::ids::OuterStep;
 use trestle_protocol::port::Input;
 use trestle_protocol::spec::RunSpec;
-use trestle_protocol::sync::blob::Blob;
-use trestle_protocol::sync::task::{Contribution, Counted, SyncDone, SyncTask};
+use trestle_protocol::sync::task::SyncTask;
 use trestle_protocol::time::Span;
 use trestle_settings::model::outer_config;
+use trestle_settings::outer;
 
 use crate::words::with_hint;
 
@@ -133,62 +133,8 @@ pub fn start(
     Ok(tasks)
 }
 
-fn carry_out(outer: &mut Outer, task: SyncTask) -> Result<Input, String> {
+fn carry_out(state: &mut Outer, task: SyncTask) -> Result<Input, String> {
     let began = Instant::now();
-    let took = || Span(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
-    let fault = |error: OuterError| with_hint(&error, error.hint());
-    Ok(Input::Sync(match task {
-        SyncTask::Encode { outer: step, shares } => {
-            let encoded = outer.encode(&shares).map_err(fault)?;
-            let shards = encoded.into_iter().map(|bytes| Blob::new(bytes.into())).collect();
-            SyncDone::Encoded { outer: step, shares, shards, took: took() }
-        }
-        SyncTask::Reduce { round, shares, shard, contributions } => {
-            let result = reduce(outer, &shares, shard, &contributions)?;
-            SyncDone::Reduced { round, shard, result, took: took() }
-        }
-        SyncTask::Stage { round, shares, results, counted } => {
-            if counted == Counted::Out {
-                (0..results.len()).for_each(|shard| outer.leave_out(shard));
-            }
-            let results: Vec<&[u8]> = results.iter().map(|result| &result[..]).collect();
-            let result = match outer.stage(&shares, &results) {
-                Ok(digest) => Ok(Digest(digest)),
-                Err(error @ OuterError::Result { shard, .. }) => {
-                    Err((u16::try_from(shard).unwrap_or(u16::MAX), error.to_string()))
-                }
-                Err(error) => return Err(fault(error)),
-            };
-            SyncDone::Staged { round, result, took: took() }
-        }
-        SyncTask::Commit { outer: step } => {
-            outer.commit().map_err(fault)?;
-            SyncDone::Committed { outer: step, took: took() }
-        }
-        SyncTask::Restore { outer: step } => {
-            outer.restore();
-            SyncDone::Restored { outer: step, took: took() }
-        }
-        SyncTask::Snapshot { .. } | SyncTask::Adopt { .. } => {
-            unreachable!("the driver gives snapshots and adoptions to the compute thread")
-        }
-    }))
-}
-
-type Reduced = Result<Blob, (trestle_protocol::ids::ReplicaId, String)>;
-
-fn reduce(
-    outer: &Outer,
-    shares: &[u32],
-    shard: u16,
-    contributions: &[Contribution],
-) -> Result<Reduced, String> {
-    let parts: Vec<(u64, &[u8])> = contributions.iter().map(|part| (part.weight, &part.bytes[..])).collect();
-    match outer.reduce(shares, usize::from(shard), &parts) {
-        Ok(bytes) => Ok(Ok(Blob::new(bytes.into()))),
-        Err(ReduceError::Part { part, reason, .. }) => {
-            Ok(Err((contributions[part].from, reason.to_string())))
-        }
-        Err(error) => Err(error.to_string()),
-    }
+    let done = outer::carry_out(state, task).map_err(|error| with_hint(&error, error.hint()))?;
+    Ok(Input::Sync(done.timed(Span(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)))))
 }

@@ -442,8 +442,8 @@ impl Pipeline {
     }
 }
 
-/// Microbatches that the coordinator leases ahead of what is settled, to each replica: all that may be in flight, and the whole next step
-/// behind it, so that the first stage never waits for a lease at a border.
+/// Microbatches that the coordinator leases ahead of what is settled, to each replica: all that may be in flight, and the
+/// whole next step behind it, so that the first stage never waits for a lease at a border.
 pub fn lease_ahead(spec: &RunSpec) -> usize {
     spec.pipeline.in_flight_max as usize + spec.pipeline.microbatches_per_step as usize
 }

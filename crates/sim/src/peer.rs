@@ -2,7 +2,6 @@
 //!
 //! Owns one peer's key, device and effects. Knows nothing of links or of the other peers.
 
-use crate::agreement::timed;
 use crate::compute::{Compute, Device, Fault, Spans, Work};
 use crate::draws::derive;
 use ed25519_dalek::SigningKey;
@@ -141,7 +140,7 @@ impl Computing {
         if beside {
             self.beside_free = begins + took;
         }
-        ((begins + took).since(now), Input::Sync(timed(done, took)))
+        ((begins + took).since(now), Input::Sync(done.timed(took)))
     }
 
     fn answer<T>(

@@ -1,6 +1,7 @@
 //! Stages times replicas as processes: what the replicas agree on, and what it equals.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -45,6 +46,46 @@ fn agreed(place: &Place, run: &str) -> BTreeMap<(u64, u64), (BTreeSet<String>, u
     agreed
 }
 
+/// The tensors of a checkpoint file whose names the rule takes, as bytes: a length, a header in JSON, then the tensors.
+fn tensors(path: &Path, takes: fn(&str) -> bool) -> BTreeMap<String, Vec<u8>> {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (length, rest) = bytes.split_at(8);
+    let (header, body) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let header: BTreeMap<String, Value> = serde_json::from_slice(header).unwrap();
+    let named = header.into_iter().filter(|(name, _)| name != "__metadata__" && takes(name));
+    named
+        .map(|(name, entry)| {
+            let at = |end: usize| entry["data_offsets"][end].as_u64().unwrap() as usize;
+            (name, body[at(0)..at(1)].to_vec())
+        })
+        .collect()
+}
+
+/// What the replicas compute with, not only what they say of it: the weights they saved are equal to the bit, and the
+/// moments of their own training are not.
+fn check_saved_weights(run: &Path, stages: u16, replicas: u16, step: u64) {
+    for stage in 0..stages {
+        let file = |replica: u16| {
+            let place = if replica == 0 {
+                format!("stage-{stage}")
+            } else {
+                format!("stage-{stage}-replica-{replica}")
+            };
+            run.join("checkpoints").join(place).join(format!("step-{step:08}.safetensors"))
+        };
+        let weights = |replica| tensors(&file(replica), |name| !name.starts_with("adamw."));
+        let moments = |replica| tensors(&file(replica), |name| name.starts_with("adamw."));
+        assert!(weights(0).len() > 5, "stage {stage} saved its weights");
+        for replica in 1..replicas {
+            assert!(
+                weights(0) == weights(replica),
+                "stage {stage}: replica {replica} has other weights than 0"
+            );
+            assert!(moments(0) != moments(replica), "stage {stage}: replica {replica} trained as 0 did");
+        }
+    }
+}
+
 #[test]
 fn all_replicas_of_each_stage_report_one_digest_after_each_outer_step() {
     let place = Place::new();
@@ -58,6 +99,7 @@ fn all_replicas_of_each_stage_report_one_digest_after_each_outer_step() {
     }
     let all: BTreeSet<_> = agreed.values().flat_map(|(digests, _)| digests).collect();
     assert_eq!(all.len(), agreed.len(), "weights that never change agree on nothing");
+    check_saved_weights(&place.run_dir("three"), 4, 3, 40);
     let ledger = only(&events, "ledger");
     let planned = 40 * 4 * 3;
     assert_eq!(ledger["planned"], planned);

@@ -151,6 +151,20 @@ pub enum SyncDone {
 }
 
 impl SyncDone {
+    /// Gives the answer with how long it took.
+    pub fn timed(mut self, span: Span) -> Self {
+        match &mut self {
+            SyncDone::Snapshotted { took, .. }
+            | SyncDone::Encoded { took, .. }
+            | SyncDone::Reduced { took, .. }
+            | SyncDone::Staged { took, .. }
+            | SyncDone::Committed { took, .. }
+            | SyncDone::Restored { took, .. }
+            | SyncDone::Adopted { took, .. } => *took = span,
+        }
+        self
+    }
+
     /// Returns which computation it was, and how long it took.
     pub fn task(&self) -> (TaskKind, Span) {
         match self {
