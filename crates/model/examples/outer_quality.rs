@@ -16,7 +16,7 @@ use trestle_model::config::{BoundaryForm, Dtype, ModelConfig, Retain};
 use trestle_model::device::DeviceKind;
 use trestle_model::engine::{Engine, EngineConfig};
 use trestle_model::error::ModelError;
-use trestle_model::input::{Mode, StageInput, StageOutput};
+use trestle_model::input::{Duty, Mode, StageInput, StageOutput};
 use trestle_model::optimizer::config::OptimizerConfig;
 use trestle_model::outer::{CodecKind, Exchanged, Layout, Outer, OuterConfig, Ramp, Rule, SHARES_SUM};
 use trestle_model::schedule::{ScheduleConfig, ScheduleKind};
@@ -183,7 +183,7 @@ fn loss(engine: &mut Engine, text: &[u8], seed: u64, number: u64, mode: Mode) ->
     let (tokens, targets) = sample(text, seed, number);
     let output = engine.forward(number, StageInput::Tokens(&tokens), Some(&targets), mode)?;
     if mode == Mode::Train {
-        engine.backward(number, StageInput::Tokens(&tokens), Some(&targets), None)?;
+        engine.backward(number, StageInput::Tokens(&tokens), Some(&targets), None, Duty::Train)?;
     }
     match output {
         StageOutput::Loss(loss) => Ok(f64::from(loss)),

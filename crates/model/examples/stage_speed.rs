@@ -11,7 +11,7 @@ use trestle_model::config::{BoundaryForm, Dtype, ModelConfig, Retain};
 use trestle_model::device::{DeviceChoice, DeviceKind};
 use trestle_model::engine::{Engine, EngineConfig};
 use trestle_model::error::ModelError;
-use trestle_model::input::{Mode, StageInput, StageOutput};
+use trestle_model::input::{Duty, Mode, StageInput, StageOutput};
 use trestle_model::optimizer::config::OptimizerConfig;
 use trestle_model::schedule::ScheduleConfig;
 
@@ -62,7 +62,7 @@ fn run(dtype: Dtype, steps: usize, device: DeviceKind) -> Result<(f64, f64), Mod
     for step in 0..steps as u64 + 2 {
         let start = Instant::now();
         engine.forward(step, StageInput::Boundary(&input), None, Mode::Train)?;
-        engine.backward(step, StageInput::Boundary(&input), None, Some(&input))?;
+        engine.backward(step, StageInput::Boundary(&input), None, Some(&input), Duty::Train)?;
         engine.step(1)?;
         // The first two steps allocate and warm up.
         if step >= 2 {

@@ -25,7 +25,7 @@ use crate::engine::network::Network;
 use crate::engine::transfer::indices;
 use crate::engine::weights::{Sharing, Weights};
 use crate::error::ModelError;
-use crate::input::{InputError, Mode, StageInput, StageOutput, StepReport, check_bytes, check_tokens};
+use crate::input::{Duty, InputError, Mode, StageInput, StageOutput, StepReport, check_bytes, check_tokens};
 use crate::optimizer::Optimizer;
 use crate::optimizer::config::OptimizerConfig;
 use crate::schedule::ScheduleConfig;
@@ -174,7 +174,8 @@ impl Engine {
     }
 
     /// Adds one microbatch's gradients to the sums, and returns the gradient of its input for the stage before; stage 0
-    /// returns nothing.
+    /// returns nothing. With [`Duty::Ghost`] it returns the same bytes, computes no other gradient, and leaves the sums as
+    /// they are to the bit; stage 0 then only forgets the graph, and looks at nothing it is handed.
     ///
     /// `input` and `targets` are those of the forward: where no graph was kept, the forward runs again with the current
     /// weights. `gradient` is what the next stage returned; the last stage needs none and ignores it.
@@ -189,7 +190,12 @@ impl Engine {
         input: StageInput<'_>,
         targets: Option<&[u32]>,
         gradient: Option<&[u8]>,
+        duty: Duty,
     ) -> Result<Option<Vec<u8>>, ModelError> {
+        if duty == Duty::Ghost && self.config.held.start == 0 {
+            self.discard(microbatch);
+            return Ok(None);
+        }
         let doing = || format!("the backward of microbatch {microbatch}");
         let seed = self.seed_gradient(microbatch, gradient).map_err(|error| error.during(doing()))?;
         let graph = match self.graphs.remove(&microbatch) {
@@ -197,7 +203,7 @@ impl Engine {
             None => self.trace(microbatch, input, targets).map_err(|error| error.during(doing()))?,
         };
         let run = || -> Result<(Vec<Tensor>, Option<Vec<u8>>), ModelError> {
-            let (gradients, input_gradient) = differentiate(graph, seed)?;
+            let (gradients, input_gradient) = differentiate(graph, seed, duty)?;
             let bytes = match input_gradient {
                 Some(gradient) => Some(self.timed(|| codec::encode(&gradient, self.config.model.wire))?),
                 None => None,
@@ -205,7 +211,12 @@ impl Engine {
             Ok((gradients, bytes))
         };
         let (gradients, bytes) = run().map_err(|error| error.during(doing()))?;
-        self.weights.accumulate(gradients).map_err(|error| ModelError::from(error).during(doing()))?;
+        match duty {
+            Duty::Train => {
+                self.weights.accumulate(gradients).map_err(|error| ModelError::from(error).during(doing()))?
+            }
+            Duty::Ghost => {}
+        }
         Ok(bytes)
     }
 
@@ -362,16 +373,79 @@ enum Entering {
     Boundary,
 }
 
-/// Returns the gradients of a graph's leaves, in slot order, and of its input; consumes the graph.
-fn differentiate(graph: Graph, seed: Option<Tensor>) -> Result<(Vec<Tensor>, Option<Tensor>), TchError> {
+/// Returns the gradients of a graph's leaves, in slot order, and of its input; consumes the graph. A ghost's leaves have
+/// none. There must be something to differentiate by: a ghost has an input.
+fn differentiate(
+    graph: Graph,
+    seed: Option<Tensor>,
+    duty: Duty,
+) -> Result<(Vec<Tensor>, Option<Tensor>), TchError> {
     let Graph { root, leaves, input, version: _ } = graph;
     let scalar = match (root, seed) {
         (Root::Loss(loss), _) | (Root::Boundary(loss), None) => loss,
         // The gradient of sum(z * dz) with respect to z is dz itself, exactly.
         (Root::Boundary(z_bsc), Some(dz_bsc)) => z_bsc.f_mul(&dz_bsc)?.f_sum(None)?,
     };
-    let sources: Vec<&Tensor> = leaves.iter().chain(&input).collect();
+    let trained = match duty {
+        Duty::Train => leaves.as_slice(),
+        Duty::Ghost => &[],
+    };
+    let sources: Vec<&Tensor> = trained.iter().chain(&input).collect();
     let mut gradients = Tensor::f_run_backward(&[scalar], &sources, false, false)?;
     let input_gradient = if input.is_some() { gradients.pop() } else { None };
     Ok((gradients, input_gradient))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::BoundaryForm;
+    use crate::optimizer::config::OptimizerKind;
+
+    fn middle() -> Engine {
+        let model = ModelConfig {
+            vocabulary: 17,
+            width: 8,
+            layers: 3,
+            heads: 2,
+            kv_heads: 1,
+            ffn_width: 12,
+            sequence_len: 4,
+            rope_theta: 10_000.0,
+            norm_epsilon: 1e-5,
+            boundary: BoundaryForm::None,
+            boundary_width: 8,
+            encoder_width: 2,
+            stage_layers: vec![1; 3],
+            wire: Dtype::F32,
+        };
+        let config = EngineConfig {
+            held: 1..2,
+            model,
+            microbatch_size: 1,
+            compute: Dtype::F32,
+            retain: Retain::Graph,
+            optimizer: OptimizerConfig { kind: OptimizerKind::AdamW, ..OptimizerConfig::default() },
+            schedule: ScheduleConfig::constant(1),
+            clip: None,
+            seed: 1,
+            device: DeviceKind::Cpu,
+        };
+        Engine::new(config).expect("the settings fit together")
+    }
+
+    #[test]
+    fn a_ghost_computes_the_inputs_gradient_and_no_other() {
+        let engine = middle();
+        let bytes: Vec<u8> = (1..=32u8).flat_map(|number| f32::from(number).to_le_bytes()).collect();
+        let differentiated = |duty| {
+            let graph = engine.trace(0, StageInput::Boundary(&bytes), None).expect("the forward runs");
+            let seed = engine.seed_gradient(0, Some(&bytes)).expect("it fits");
+            differentiate(graph, seed, duty).expect("the backward runs")
+        };
+        let (trained, counted) = differentiated(Duty::Train);
+        let (ghost, passed_on) = differentiated(Duty::Ghost);
+        assert_eq!((trained.len(), ghost.len()), (engine.weights.leaves().len(), 0));
+        assert_eq!(passed_on.expect("it has an input"), counted.expect("it has an input"));
+    }
 }

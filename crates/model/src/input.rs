@@ -29,6 +29,16 @@ pub enum Mode {
     Evaluate,
 }
 
+/// What a backward pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// The weights' gradients join the sums, and the input's gradient is returned.
+    Train,
+    /// The input's gradient is returned and no other is computed: this stage's part is trained already, by this replica or
+    /// another, and only the stages before it need the microbatch again.
+    Ghost,
+}
+
 /// What an optimizer step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {

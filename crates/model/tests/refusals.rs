@@ -5,7 +5,7 @@ mod fixture;
 use trestle_model::config::{BoundaryForm, ConfigError, Dtype, ModelConfig};
 use trestle_model::engine::{Engine, EngineConfig};
 use trestle_model::error::ModelError;
-use trestle_model::input::{InputError, Mode, StageInput};
+use trestle_model::input::{Duty, InputError, Mode, StageInput};
 use trestle_model::optimizer::config::OptimizerKind;
 
 use fixture::{boundary, config, engine, model, sample};
@@ -55,17 +55,17 @@ fn a_wrong_gradient_is_refused_and_the_graph_stays() {
     let (tokens, _) = sample(&config.model, 0);
     let input = StageInput::Tokens(&tokens);
     let bytes = boundary(first.forward(4, input, None, Mode::Train).expect("the forward runs"));
-    let error = refused(first.backward(4, input, None, None));
+    let error = refused(first.backward(4, input, None, None, Duty::Train));
     assert_eq!(error.to_string(), "microbatch 4 lacks its gradient, which stage 0 needs");
-    let error = refused(first.backward(4, input, None, Some(&bytes[..8])));
+    let error = refused(first.backward(4, input, None, Some(&bytes[..8]), Duty::Train));
     assert_eq!(error.to_string(), "microbatch 4 has 8 gradient bytes, expected 1024");
     let mut infinite = bytes.clone();
     infinite[..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
-    let error = first.backward(4, input, None, Some(&infinite)).expect_err("must be refused");
+    let error = first.backward(4, input, None, Some(&infinite), Duty::Train).expect_err("must be refused");
     assert!(matches!(error, ModelError::Codec(_)), "{error}");
     assert_eq!(first.memory().graphs, 1);
     assert_eq!(first.memory().gradient_bytes, 0);
-    first.backward(4, input, None, Some(&bytes)).expect("a good gradient is still welcome");
+    first.backward(4, input, None, Some(&bytes), Duty::Train).expect("a good gradient is still welcome");
     assert_eq!(first.memory().graphs, 0);
 }
 
@@ -85,7 +85,7 @@ fn a_step_without_finite_gradient_changes_nothing() {
     let before = first.weights_digest().expect("weights can be read");
     // Finite numbers whose products overflow f32.
     let huge: Vec<u8> = std::iter::repeat_n(f32::MAX.to_le_bytes(), 256).flatten().collect();
-    first.backward(0, input, None, Some(&huge)).expect("the gradient itself is finite");
+    first.backward(0, input, None, Some(&huge), Duty::Train).expect("the gradient itself is finite");
     let error = first.step(1).expect_err("the norm is infinite");
     assert!(matches!(error, ModelError::GradientNotFinite { stage: 0, .. }), "{error}");
     assert_eq!(first.weights_digest().expect("weights can be read"), before);
@@ -152,7 +152,9 @@ fn memory_is_the_sum_of_its_parts() {
     assert_eq!(memory.optimizer_bytes, 8 * count);
     let mut narrow = engine(&EngineConfig { compute: Dtype::Bf16, ..config.clone() }, 0..2);
     let (tokens, targets) = sample(&config.model, 0);
-    narrow.backward(0, StageInput::Tokens(&tokens), Some(&targets), None).expect("the backward runs");
+    narrow
+        .backward(0, StageInput::Tokens(&tokens), Some(&targets), None, Duty::Train)
+        .expect("the backward runs");
     let memory = narrow.memory();
     assert_eq!(memory.leaf_bytes, 2 * config.model.parameters());
     assert_eq!(memory.gradient_bytes, 4 * config.model.parameters());

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use trestle_data::{Dataset, Microbatch, Split};
 use trestle_model::device::{DeviceKind, threads};
 use trestle_model::engine::Engine;
-use trestle_model::input::{Mode, StageInput, StageOutput};
+use trestle_model::input::{Duty, Mode, StageInput, StageOutput};
 use trestle_protocol::spec::RunSpec;
 use trestle_settings::data::{LocalData, data_config};
 use trestle_settings::model::engine_config;
@@ -55,7 +55,7 @@ impl Run {
             return Err("a whole model gives a loss".into());
         };
         if mode == Mode::Train {
-            self.engine.backward(index, input, Some(&text.targets), None)?;
+            self.engine.backward(index, input, Some(&text.targets), None, Duty::Train)?;
         }
         Ok(f64::from(loss))
     }

@@ -12,7 +12,7 @@ use trestle_data::{Dataset, Microbatch};
 use trestle_model::checkpoint;
 use trestle_model::device::DeviceKind;
 use trestle_model::engine::Engine;
-use trestle_model::input::{Mode, StageInput, StageOutput};
+use trestle_model::input::{Duty, Mode, StageInput, StageOutput};
 use trestle_protocol::agenda::Agenda;
 use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, Split};
 use trestle_protocol::message::Start;
@@ -115,7 +115,7 @@ impl Computer {
                 let (targets, input) = (seat.targets(&text), stage_input(&text, input.as_ref()));
                 let gradient = seat
                     .engine
-                    .backward(microbatch.index, input, targets, gradient.as_deref())
+                    .backward(microbatch.index, input, targets, gradient.as_deref(), Duty::Train)
                     .map_err(|error| with_hint(&error, error.hint()))?;
                 let gradient = gradient.map(Bytes::from);
                 Ok(Input::Backwarded { microbatch, gradient, took: seat.took(began) })

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use trestle_data::{Dataset, Microbatch};
 use trestle_model::device::{DeviceKind, threads};
 use trestle_model::engine::Engine;
-use trestle_model::input::{Mode, StageInput, StageOutput};
+use trestle_model::input::{Duty, Mode, StageInput, StageOutput};
 use trestle_model::outer::{Exchanged, Layout, Outer};
 use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, Split};
 use trestle_protocol::message::Start;
@@ -215,7 +215,7 @@ impl Compute for RealModel {
         let gradient = gradient.map(|bytes| &bytes[..]);
         let targets = Some(&text.targets[..]);
         let gradient =
-            self.engine().backward(number(work.microbatch), input(&text, &work), targets, gradient);
+            self.engine().backward(number(work.microbatch), input(&text, &work), targets, gradient, Duty::Train);
         Ok(gradient.map_err(|error| fault(&error))?.map(Bytes::from))
     }
 

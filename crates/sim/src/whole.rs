@@ -8,7 +8,7 @@ use crate::losses::Losses;
 use crate::real::{World, mode};
 use trestle_model::device::DeviceKind;
 use trestle_model::engine::Engine;
-use trestle_model::input::{StageInput, StageOutput};
+use trestle_model::input::{Duty, StageInput, StageOutput};
 use trestle_protocol::agenda::Agenda;
 use trestle_protocol::ids::{InnerStep, MicrobatchId};
 use trestle_settings::model::engine_config;
@@ -38,7 +38,7 @@ pub fn train_whole(world: &World) -> Result<Losses, Fault> {
             trained.push(forward(world, &mut engine, &agenda, microbatch)?);
             let text = world.text(microbatch.split, agenda.data_index(microbatch))?;
             let input = StageInput::Tokens(&text.inputs);
-            engine.backward(index, input, Some(&text.targets), None).map_err(|error| words(&error))?;
+            engine.backward(index, input, Some(&text.targets), None, Duty::Train).map_err(|error| words(&error))?;
         }
         if !trained.is_empty() {
             engine.step(trained.len() as u32).map_err(|error| words(&error))?;

@@ -3,7 +3,7 @@
 use trestle_data::{Dataset, Split};
 use trestle_model::device::{DeviceKind, threads};
 use trestle_model::engine::Engine;
-use trestle_model::input::{Mode, StageInput, StageOutput};
+use trestle_model::input::{Duty, Mode, StageInput, StageOutput};
 use trestle_protocol::spec::RunSpec;
 use trestle_settings::data::{LocalData, data_config};
 use trestle_settings::model::engine_config;
@@ -38,7 +38,7 @@ impl OneProcess {
         let output = self.engine.forward(index, input, Some(&text.targets), mode).unwrap();
         let StageOutput::Loss(loss) = output else { panic!("a whole model gives a loss") };
         if mode == Mode::Train {
-            self.engine.backward(index, input, Some(&text.targets), None).unwrap();
+            self.engine.backward(index, input, Some(&text.targets), None, Duty::Train).unwrap();
         }
         f64::from(loss)
     }

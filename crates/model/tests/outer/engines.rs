@@ -2,7 +2,7 @@
 
 use trestle_model::config::BoundaryForm;
 use trestle_model::engine::{Engine, EngineConfig};
-use trestle_model::input::{Mode, StageInput};
+use trestle_model::input::{Duty, Mode, StageInput};
 use trestle_model::optimizer::config::OptimizerKind;
 use trestle_model::outer::{CodecKind, Exchanged, Layout, Outer, OuterConfig, Rule};
 
@@ -26,7 +26,7 @@ fn forward(engine: &mut Engine, microbatch: u64) {
 fn backward(engine: &mut Engine, microbatch: u64) {
     let (tokens, targets) = fixture::sample(&settings().model, microbatch);
     engine
-        .backward(microbatch, StageInput::Tokens(&tokens), Some(&targets), None)
+        .backward(microbatch, StageInput::Tokens(&tokens), Some(&targets), None, Duty::Train)
         .expect("the backward runs");
 }
 
