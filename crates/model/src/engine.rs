@@ -3,6 +3,7 @@
 
 pub(crate) mod exchange;
 pub(crate) mod generation;
+pub(crate) mod handover;
 pub(crate) mod inspection;
 pub(crate) mod network;
 pub(crate) mod sample;
@@ -71,7 +72,8 @@ struct Graph {
     leaves: Vec<Tensor>,
     /// The boundary that came in; tokens have no gradient.
     input: Option<Tensor>,
-    version: u64,
+    /// That of the leaves.
+    generation: u64,
 }
 
 /// The stages that one process holds, with their weights, optimizer and microbatches in flight.
@@ -239,8 +241,7 @@ impl Engine {
             self.config.clip.map(|clip| stage_limit(clip, model.stage_parameters(stage), model.parameters()))
         })
         .map_err(|error| error.during(doing()))?;
-        let read = self.graphs.values().any(|graph| graph.version == version);
-        let sharing = if read { Sharing::Shared } else { Sharing::Sole };
+        let sharing = self.sharing();
         let factor = self.config.schedule.factor(version);
         self.weights.unshare(sharing).map_err(|error| ModelError::from(error).during(doing()))?;
         self.optimizer
@@ -255,14 +256,36 @@ impl Engine {
         })
     }
 
+    /// Passes a step in which no microbatch was trained here: the version rises, and with it the schedule's place, while
+    /// weights, moments and the optimizer's own count of updates stay as they are.
+    ///
+    /// # Errors
+    /// A backward has added to the sums since the last step; nothing changes then.
+    pub fn idle(&mut self) -> Result<StepReport, ModelError> {
+        let version = self.version;
+        if self.weights.sums().iter().any(Option::is_some) {
+            return Err(InputError::NotIdle { version }.into());
+        }
+        let learning_rate = self.optimizer.learning_rate(self.config.schedule.factor(version));
+        self.version += 1;
+        Ok(StepReport { gradient_norm: 0.0, learning_rate, version: self.version })
+    }
+
     /// Forgets a kept graph; its backward would run the forward again.
     pub fn discard(&mut self, microbatch: u64) {
         self.graphs.remove(&microbatch);
     }
 
-    /// Returns the number of optimizer steps taken.
+    /// Returns the number of steps that the weights stand for: those taken, those passed idle, and those that came before
+    /// [`Engine::set_version`].
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Says at which step a newcomer enters; the schedule goes on from there. Weights, moments, gradient sums and graphs in
+    /// flight stay as they are.
+    pub fn set_version(&mut self, version: u64) {
+        self.version = version;
     }
 
     /// Returns what decides this engine's computation.
@@ -281,6 +304,14 @@ impl Engine {
         let result = work();
         self.codec_time.set(self.codec_time.get() + began.elapsed());
         result
+    }
+
+    /// Returns whether a kept graph reads the current leaves. Versions do not tell: a step passed idle has the leaves of the
+    /// step before, and weights taken over are other leaves under the same version.
+    fn sharing(&self) -> Sharing {
+        let current = self.weights.generation();
+        let read = self.graphs.values().any(|graph| graph.generation == current);
+        if read { Sharing::Shared } else { Sharing::Sole }
     }
 
     fn holds_last(&self) -> bool {
@@ -319,7 +350,8 @@ impl Engine {
             Some(targets_bs) => Root::Loss(head::loss(&output, &targets_bs)?),
             None => Root::Boundary(output),
         };
-        Ok(Graph { root, leaves: self.weights.handles(), input: boundary, version: self.version })
+        let (leaves, generation) = (self.weights.handles(), self.weights.generation());
+        Ok(Graph { root, leaves, input: boundary, generation })
     }
 
     fn input(&self, microbatch: u64, input: StageInput<'_>) -> Result<(Tensor, Entering), ModelError> {
@@ -380,7 +412,7 @@ fn differentiate(
     seed: Option<Tensor>,
     duty: Duty,
 ) -> Result<(Vec<Tensor>, Option<Tensor>), TchError> {
-    let Graph { root, leaves, input, version: _ } = graph;
+    let Graph { root, leaves, input, generation: _ } = graph;
     let scalar = match (root, seed) {
         (Root::Loss(loss), _) | (Root::Boundary(loss), None) => loss,
         // The gradient of sum(z * dz) with respect to z is dz itself, exactly.

@@ -42,9 +42,9 @@ pub enum Duty {
 /// What an optimizer step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// The norm of the mean gradient over all parameters held, before clipping.
+    /// The norm of the mean gradient over all parameters held, before clipping; 0 for a step without a microbatch.
     pub gradient_norm: f64,
-    /// The learning rate that was applied.
+    /// The learning rate that the schedule has for the step.
     pub learning_rate: f64,
     /// The version of the weights after the step.
     pub version: u64,
@@ -133,6 +133,12 @@ pub enum InputError {
         /// The version of the weights.
         version: u64,
     },
+    /// A step was to be passed idle although gradients wait for it.
+    #[error("step {version} cannot be passed idle: a backward has run since the last step")]
+    NotIdle {
+        /// The version of the weights.
+        version: u64,
+    },
     /// A step was asked to average over no microbatches.
     #[error("step {version} was asked to average over 0 microbatches")]
     NoMicrobatches {
@@ -185,6 +191,7 @@ impl InputError {
             InputError::NoGradient { .. } | InputError::NoMicrobatches { .. } => {
                 "run the backward of at least one microbatch before a step".into()
             }
+            InputError::NotIdle { .. } => "step by the number of microbatches that were trained".into(),
             InputError::NotWhole { .. } => "load the checkpoints of all stages into one engine".into(),
             InputError::Saved { .. } => "resume with the run file that the checkpoint came from".into(),
             InputError::EmptyPrompt => "give a prompt of at least one character".into(),

@@ -12,6 +12,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 mod failure;
+pub mod handover;
 mod initial;
 pub mod input;
 mod layout;

@@ -19,6 +19,7 @@
 pub mod codec;
 pub(crate) mod config;
 pub(crate) mod error;
+pub(crate) mod handover;
 pub(crate) mod layout;
 pub(crate) mod rule;
 pub(crate) mod state;
@@ -295,6 +296,12 @@ impl Outer {
         Digests { weights: digest(anchor), momentum: digest(momentum), owed: digest(owed) }
     }
 
+    /// Returns the digest of the anchor alone: the one that [`Outer::stage`] returned for the latest commit, by which a
+    /// newcomer knows that what it took over is what was committed. Of nothing for gradients.
+    pub fn weights_digest(&self) -> [u8; 32] {
+        digest(&self.state.anchor)
+    }
+
     /// Returns the bytes held now.
     pub fn bytes(&self) -> usize {
         let adoptable = self.adoptable.as_ref().map_or(0, Vec::len);
@@ -306,8 +313,10 @@ impl Outer {
         self.bytes_max
     }
 
-    /// Forgets what is owed: for a replica that begins with the committed state of another, whose debts are not its own.
+    /// Forgets what is owed: for a replica that begins with the committed state of another, whose debts are not its own. A
+    /// transaction in flight is dropped, because its contribution was encoded with the debts.
     pub fn forget_owed(&mut self) {
+        self.transaction = None;
         self.state.owed = Vec::new();
     }
 

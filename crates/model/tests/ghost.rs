@@ -1,4 +1,4 @@
-//! A microbatch that some stages only pass on.
+//! A microbatch that some stages only pass on, steps without a microbatch, and entering at a later step.
 
 mod fixture;
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use trestle_model::config::{BoundaryForm, Dtype, Retain};
-use trestle_model::engine::EngineConfig;
+use trestle_model::engine::{Engine, EngineConfig};
 use trestle_model::error::ModelError;
 use trestle_model::input::{Duty, InputError, StageInput};
 use trestle_model::optimizer::config::OptimizerKind;
@@ -42,6 +42,10 @@ fn digests(line: &Line) -> Vec<[u8; 32]> {
 fn train(line: &mut Line, microbatch: u64) {
     line.forward_all(microbatch);
     line.backward_all(microbatch);
+}
+
+fn step(engine: &mut Engine) {
+    engine.step(1).expect("a gradient is there");
 }
 
 #[test]
@@ -129,5 +133,81 @@ fn a_ghost_checks_the_gradient_it_passes_on() {
     for (gradient, words) in [(None, "lacks its gradient"), (Some(&bytes[..8]), "has 8 gradient bytes")] {
         let error = middle.backward(0, input, None, gradient, Duty::Ghost).expect_err(words);
         assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
+fn an_idle_step_moves_the_schedule_and_nothing_else() {
+    for kind in [OptimizerKind::AdamW, OptimizerKind::Muon] {
+        let config = config(model(BoundaryForm::None, &[1]), kind);
+        let factor = |version| config.schedule.factor(version);
+        let (mut idled, mut entered) = (Line::whole(&config), Line::whole(&config));
+        train(&mut idled, 0);
+        idled.step(1);
+        let own = || idled.engines[0].export_moments().expect("moments can be read");
+        let before = (digests(&idled), own());
+        let report = idled.engines[0].idle().expect("no gradient waits");
+        assert_eq!((report.version, report.gradient_norm), (2, 0.0));
+        assert_eq!(report.learning_rate, 1e-2 * factor(1));
+        assert_eq!(idled.engines[0].version(), 2);
+        // The blob names the version, and is otherwise the same.
+        idled.engines[0].set_version(1);
+        assert!((digests(&idled), idled.engines[0].export_moments().expect("moments can be read")) == before);
+        idled.engines[0].set_version(2);
+        train(&mut idled, 1);
+        assert_eq!(idled.step(1)[0].learning_rate, 1e-2 * factor(2));
+
+        // The same as to be at that version for another reason.
+        train(&mut entered, 0);
+        entered.step(1);
+        entered.engines[0].set_version(2);
+        train(&mut entered, 1);
+        entered.step(1);
+        assert_eq!(digests(&idled), digests(&entered), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_step_with_gradients_cannot_be_idle() {
+    let mut line = Line::whole(&config(model(BoundaryForm::None, &[1]), OptimizerKind::AdamW));
+    train(&mut line, 0);
+    let before = (digests(&line), sums(&line));
+    let error = line.engines[0].idle().expect_err("a gradient waits");
+    assert_eq!(error.to_string(), "step 0 cannot be passed idle: a backward has run since the last step");
+    assert!(error.hint().is_some());
+    assert_eq!(((digests(&line), sums(&line)), line.engines[0].version()), (before, 0));
+    step(&mut line.engines[0]);
+    assert_eq!(line.engines[0].idle().expect("the gradient is spent").version, 2);
+}
+
+/// A version says nothing of whose memory a graph reads: an idle step, an entry or exchanged weights come in between.
+#[test]
+fn a_graph_in_flight_over_an_idle_step_keeps_its_weights() {
+    type Between = fn(&mut Engine);
+    let between: [(&str, Between); 3] = [
+        ("an idle step", |engine| {
+            engine.idle().expect("no gradient waits");
+        }),
+        ("an entry", |engine| engine.set_version(40)),
+        ("other weights, then a step back", |engine| {
+            let masters = engine.masters().expect("weights can be read");
+            engine.set_masters(&masters).expect("they fit");
+            engine.set_version(0);
+        }),
+    ];
+    for compute in [Dtype::F32, Dtype::Bf16] {
+        let config =
+            EngineConfig { compute, ..config(model(BoundaryForm::None, &[1]), OptimizerKind::AdamW) };
+        for (what, between) in between {
+            let (mut line, mut still) = (Line::whole(&config), Line::whole(&config));
+            line.forward_all(5);
+            between(&mut line.engines[0]);
+            train(&mut line, 0);
+            step(&mut line.engines[0]);
+            assert!(line.engines[0].memory().stale_bytes > 0, "{what} {compute:?}");
+            line.backward_all(5);
+            train(&mut still, 5);
+            assert_eq!(sums(&line), sums(&still), "{what} {compute:?}");
+        }
     }
 }

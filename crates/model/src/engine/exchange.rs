@@ -5,7 +5,6 @@ use tch::{TchError, Tensor};
 
 use crate::engine::Engine;
 use crate::engine::transfer::numbers;
-use crate::engine::weights::Sharing;
 use crate::error::ModelError;
 use crate::input::InputError;
 use crate::parameter::Parameter;
@@ -37,8 +36,7 @@ impl Engine {
     pub fn set_masters(&mut self, masters: &[Vec<f32>]) -> Result<(), ModelError> {
         let doing = "taking over exchanged weights";
         let masters = self.tensors("exchanged weights", masters).map_err(|error| error.during(doing))?;
-        let read = self.graphs.values().any(|graph| graph.version == self.version);
-        let sharing = if read { Sharing::Shared } else { Sharing::Sole };
+        let sharing = self.sharing();
         let mut take_over = || -> Result<(), TchError> {
             self.weights.unshare(sharing)?;
             tch::no_grad(|| {

@@ -44,17 +44,17 @@ impl Engine {
         let stale: BTreeSet<u64> = self
             .graphs
             .values()
-            .map(|graph| graph.version)
-            .filter(|&version| version != self.version)
+            .map(|graph| graph.generation)
+            .filter(|&generation| generation != self.weights.generation())
             .collect();
-        let leaves_of_a_version = if leaf_bytes == 0 { weight_bytes } else { leaf_bytes };
+        let leaves_of_a_generation = if leaf_bytes == 0 { weight_bytes } else { leaf_bytes };
         MemoryReport {
             weight_bytes,
             leaf_bytes,
             gradient_bytes,
             optimizer_bytes: self.optimizer.bytes(),
             graphs: self.graphs.len(),
-            stale_bytes: stale.len() as u64 * leaves_of_a_version,
+            stale_bytes: stale.len() as u64 * leaves_of_a_generation,
         }
     }
 }

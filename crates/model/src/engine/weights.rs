@@ -26,6 +26,8 @@ pub(crate) struct Weights {
     leaves: Vec<Tensor>,
     sums: Vec<Option<Tensor>>,
     compute: Dtype,
+    /// Rises whenever the leaves change.
+    generation: u64,
 }
 
 impl Weights {
@@ -47,7 +49,7 @@ impl Weights {
             .collect::<Result<Vec<_>, TchError>>()?;
         let leaves = parameters.iter().map(|p| leaf(&p.value, compute)).collect::<Result<_, _>>()?;
         let sums = parameters.iter().map(|_| None).collect();
-        Ok(Weights { parameters, leaves, sums, compute })
+        Ok(Weights { parameters, leaves, sums, compute, generation: 0 })
     }
 
     /// Returns the masters.
@@ -113,8 +115,14 @@ impl Weights {
         }
     }
 
+    /// Returns the number of the current leaves: those of two moments are the same, memory and all, where this is.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Makes the leaves follow the masters after an update.
     pub(crate) fn refresh(&mut self, sharing: Sharing) -> Result<(), TchError> {
+        self.generation += 1;
         tch::no_grad(|| {
             for (leaf_now, parameter) in self.leaves.iter_mut().zip(&self.parameters) {
                 match (sharing, self.compute) {

@@ -19,6 +19,9 @@ use crate::parameter::{Parameter, Role};
 /// Name of the saved count of updates.
 const UPDATES: &str = "optimizer.updates";
 
+/// Saved names of AdamW's second moments begin so; means of squares, they are never negative.
+pub(crate) const SECOND: &str = "adamw.second.";
+
 /// The optimizer of the parameters that one engine holds.
 ///
 /// Every parameter's update depends on its own gradient alone, and matrices are batched only within a stage, so an engine
@@ -117,7 +120,7 @@ impl Optimizer {
     /// libtorch's refusals.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
         let mut state = vec![(UPDATES.to_string(), Tensor::f_from_slice(&[self.updates as i64])?)];
-        state.extend(self.slots()?);
+        state.extend(self.moments()?);
         Ok(state)
     }
 
@@ -128,7 +131,7 @@ impl Optimizer {
     pub fn restore(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<(), ModelError> {
         let find =
             |name: &str| saved.get(name).ok_or_else(|| ModelError::StateMissing { name: name.to_string() });
-        let slots = self.slots()?;
+        let slots = self.moments()?;
         for (name, slot) in &slots {
             let (got, expected) = (find(name)?.size(), slot.size());
             if got != expected {
@@ -166,8 +169,13 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Takes over a count of updates; AdamW's correction of its moments follows it.
+    pub(crate) fn set_updates(&mut self, updates: u64) {
+        self.updates = updates;
+    }
+
     /// Returns every tensor of the state by its saved name, sharing memory.
-    fn slots(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
+    pub(crate) fn moments(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
         let mut slots = Vec::new();
         for Group { members, rule } in &self.groups {
             for (position, &index) in members.iter().enumerate() {
@@ -175,7 +183,7 @@ impl Optimizer {
                 match rule {
                     Rule::Adamw(adamw) => {
                         slots.push((format!("adamw.first.{name}"), adamw.first[position].shallow_clone()));
-                        slots.push((format!("adamw.second.{name}"), adamw.second[position].shallow_clone()));
+                        slots.push((format!("{SECOND}{name}"), adamw.second[position].shallow_clone()));
                     }
                     Rule::Muon(muon) => {
                         slots.push((
