@@ -25,6 +25,7 @@ pub mod rehearsal;
 pub mod route;
 mod running;
 pub mod spec;
+pub mod suspicion;
 pub mod sync;
 pub mod time;
 pub mod wire;
