@@ -20,6 +20,7 @@ pub mod node;
 pub mod pipeline;
 pub mod plan;
 pub mod port;
+pub mod rebalance;
 pub mod receipt;
 pub mod rehearsal;
 pub mod route;
