@@ -24,6 +24,7 @@ pub mod rebalance;
 pub mod receipt;
 pub mod rehearsal;
 pub mod route;
+pub mod router;
 mod running;
 pub mod spec;
 pub mod suspicion;
