@@ -5,6 +5,7 @@
 
 pub mod agreement;
 pub mod compute;
+pub mod contest;
 pub mod cost;
 pub mod draws;
 pub mod exchange;
