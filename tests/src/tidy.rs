@@ -17,5 +17,6 @@ pub mod module_docs;
 pub mod modules;
 pub mod names;
 pub mod purity;
+pub mod reasons;
 pub mod source;
 pub mod tree;

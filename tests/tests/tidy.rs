@@ -9,6 +9,7 @@ use trestle_tests::tidy::source::{Source, sources};
 use trestle_tests::tidy::tree::Tree;
 use trestle_tests::tidy::{
     arrows, bools, crates, glossary, leftovers, lengths, links, module_docs, names, purity,
+    reasons,
 };
 
 fn repository() -> Tree {
@@ -105,4 +106,9 @@ fn links_lead_somewhere() {
 #[test]
 fn the_glossary_gives_each_term_a_meaning() {
     demand_none(&glossary::check(&repository()));
+}
+
+#[test]
+fn every_reason_a_peer_is_given_is_explained() {
+    demand_none(&reasons::check(&repository(), &code()));
 }

@@ -8,6 +8,9 @@ use crate::spec::sync::OuterRule;
 use crate::spec::{RunSpec, Schedule};
 use core::ops::Range;
 
+/// How often the end of a run may be agreed on again, after losses.
+const LAST_OUTERS_MAX: u64 = 1 << 20;
+
 /// The work of a run. Step `s` starts at border `s`: first its evaluation, if any, then its training microbatches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agenda {
@@ -43,6 +46,11 @@ pub struct Order {
 }
 
 impl Order {
+    /// Returns the step of this place; for a held-out microbatch, its border.
+    pub fn step(self) -> InnerStep {
+        self.step
+    }
+
     /// Returns the microbatch at this place.
     pub fn microbatch(self) -> MicrobatchId {
         self.microbatch
@@ -89,6 +97,11 @@ impl Agenda {
     /// Returns the training microbatches of one inner step, over all replicas.
     pub fn microbatches_of_all(&self) -> u64 {
         self.microbatches_per_step.saturating_mul(self.replicas)
+    }
+
+    /// Returns the replicas of each stage.
+    pub fn replicas(&self) -> u64 {
+        self.replicas
     }
 
     /// Returns the replica whose work a microbatch is: they take turns.
@@ -138,6 +151,20 @@ impl Agenda {
         }
     }
 
+    /// Returns the inner steps at the border of an outer step, where outer steps beyond the last have its border, the end of
+    /// the run: it is agreed on again when work of the last one was lost. `None` far beyond, and where nothing is exchanged.
+    pub fn outer_border_or_end(&self, outer: OuterStep) -> Option<InnerStep> {
+        let beyond = || {
+            let again = outer.0.checked_sub(self.outer_after(InnerStep(self.steps)).0)?;
+            (again < LAST_OUTERS_MAX).then_some(InnerStep(self.steps))
+        };
+        match self.exchanges {
+            Exchanges::Nothing => None,
+            Exchanges::Gradients => self.outer_border(outer),
+            Exchanges::PseudoGradients => self.outer_border(outer).or_else(beyond),
+        }
+    }
+
     /// Returns when replicas that exchange at a border go over to what they agree on: at once where something is evaluated
     /// or saved or the run ends, else some inner steps later.
     pub fn cutover_of(&self, border: InnerStep) -> InnerStep {
@@ -155,17 +182,6 @@ impl Agenda {
                 InnerStep(border.0.next_multiple_of(self.inner_steps.max(1)).min(self.steps))
             }
         }
-    }
-
-    /// Returns the training microbatches of an outer step that each stage is credited for.
-    pub fn microbatches_of_outer(&self, outer: OuterStep) -> u64 {
-        let first = outer.0.saturating_mul(self.inner_steps).min(self.steps);
-        let steps = match self.exchanges {
-            // The gradient of a step is exchanged before anyone has receipted it.
-            Exchanges::Nothing | Exchanges::Gradients => 0,
-            Exchanges::PseudoGradients => first.saturating_add(self.inner_steps).min(self.steps) - first,
-        };
-        steps.saturating_mul(self.microbatches_of_all())
     }
 
     fn consistent_at(&self, border: InnerStep) -> bool {
@@ -343,6 +359,15 @@ mod tests {
         assert!(
             agenda.saves_at(InnerStep(3)) && agenda.saves_at(InnerStep(5)) && !agenda.saves_at(InnerStep(0))
         );
+    }
+
+    #[test]
+    fn outer_steps_beyond_the_last_have_the_border_of_the_end() {
+        let agenda = Agenda { exchanges: Exchanges::PseudoGradients, replicas: 2, ..agenda(0, 0, 0) };
+        let borders: Vec<_> = (0..5).map(|outer| agenda.outer_border_or_end(OuterStep(outer))).collect();
+        assert_eq!(borders, [2, 4, 5, 5, 5].map(|border| Some(InnerStep(border))));
+        assert_eq!(agenda.outer_border(OuterStep(3)), None);
+        assert_eq!(agenda.outer_border_or_end(OuterStep(u64::MAX)), None);
     }
 
     #[test]

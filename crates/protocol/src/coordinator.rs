@@ -3,23 +3,34 @@
 //! Owns the decisions about the run as a whole, and the little state that must survive it. Touches no tensor, and is not
 //! in the way of any: activations and gradients go from peer to peer.
 
+mod agreeing;
+mod balance;
+mod durability;
+mod membership;
+mod revival;
+
 use crate::agenda::{Agenda, Exchanges};
 use crate::book::Book;
-use crate::durable::{Checkpoint, Durable, StateError};
+use crate::durable::{Durable, Session, StateError};
 use crate::event::Event;
 use crate::ids::{Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, Split, StageId};
 use crate::lease::{Leases, Unsettled};
-use crate::ledger::Ledger;
-use crate::message::{Join, Message, Outcome, Refusal, Start, StepReport, TEXT_BYTES_MAX};
+use crate::ledger::{Finality, Ledger};
+use crate::message::{
+    HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, StepReport, TEXT_BYTES_MAX, Wait,
+};
+use crate::paces::Paces;
 use crate::pipeline::lease_ahead;
 use crate::plan::{Candidate, Place, Plan, place};
-use crate::port::{Action, Input, Outbox, StoreItem};
+use crate::port::{Action, Input, Outbox};
+use crate::rebalance::Rebalancer;
 use crate::receipt::Receipt;
-use crate::running::{Running, Storing};
+use crate::roster::Roster;
+use crate::running::{RESERVED_STEPS, Running, Storing};
 use crate::spec::RunSpec;
 use crate::sync::arbiter::{Arbiter, ArbiterConfig, Weighing};
-use crate::sync::say::Say;
 use crate::time::{Span, Time};
+use crate::work::{Frontier, Trained};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -29,12 +40,7 @@ use alloc::vec::Vec;
 /// Peers that may wait for a place, for each place of the plan; more are refused, so that strangers cannot fill memory.
 const CANDIDATES_PER_PLACE_MAX: usize = 4;
 
-/// How long a member that another reports as lost may take to say itself what happened, before the report alone decides:
-/// a few round trips across an ocean.
-const SUSPICION_WAIT: Span = Span::seconds(2);
-
-/// How long a replica may leave a probe unanswered before it counts as lost. Until a run can go on without a peer, losing one
-/// ends it, so that a busy machine must not look like a dead one.
+/// How long a replica may leave a probe unanswered before it counts as lost: a busy machine must not look like a dead one.
 const REPLICA_SILENCE: Span = Span::seconds(10);
 
 /// What a coordinator starts with.
@@ -53,87 +59,134 @@ pub struct Coordinator {
     me: PeerId,
     durable: Durable,
     phase: Phase,
-    /// A member that another cannot reach, and until when it may say why itself.
-    suspicion: Option<(Time, String)>,
+    /// The last time that it was told.
+    now: Time,
 }
 
 enum Phase {
-    Gathering(Vec<Candidate>),
-    Preparing { plan: Plan, ready: BTreeSet<PeerId> },
+    /// Waits for peers; `next` is the number of the plan to be made.
+    Gathering {
+        candidates: Vec<Candidate>,
+        next: PlanNumber,
+    },
+    /// Waits for the members of a plan to be ready.
+    Preparing {
+        plan: Plan,
+        ready: BTreeSet<PeerId>,
+    },
+    /// Started again in the middle of a run, and has heard none of its members yet; those who join meanwhile wait.
+    Reviving {
+        session: Box<Session>,
+        candidates: Vec<Candidate>,
+        joins: BTreeMap<PeerId, Join>,
+    },
+    /// The run goes on.
     Running(Box<Running>),
     Over,
 }
 
 impl Coordinator {
     /// Makes a coordinator that waits for peers; `state` is what it stored last, when it starts again.
+    ///
+    /// # Errors
+    /// The state is not one of this run.
     pub fn new(config: CoordinatorConfig, state: Option<&[u8]>) -> Result<Self, StateError> {
         let CoordinatorConfig { spec, me } = config;
         let run = spec.digest();
         let durable = Durable::read(&spec, state)?;
         let agenda = Agenda::new(&spec);
-        Ok(Self { spec, run, agenda, me, durable, phase: Phase::Gathering(Vec::new()), suspicion: None })
+        let phase = match &durable.session {
+            Some(session) => Phase::Reviving {
+                session: Box::new(session.clone()),
+                candidates: Vec::new(),
+                joins: BTreeMap::new(),
+            },
+            None => Phase::Gathering { candidates: Vec::new(), next: PlanNumber(1) },
+        };
+        Ok(Self { spec, run, agenda, me, durable, phase, now: Time(0) })
     }
 
     /// Takes what happened.
     pub fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        let slept = now.since(self.now);
+        self.now = now;
         if matches!(self.phase, Phase::Over) {
             return;
         }
         match input {
             Input::Received { from, message } => self.received(now, from, message, out),
-            Input::Lost { peer, reason } => self.lost(peer, reason, out),
+            Input::Lost { peer, reason } => self.lost(now, peer, reason, out),
             Input::Rejected { peer, reason } => out.record(Event::Rejected { peer, reason }),
             Input::Faulted { reason } => self.finish(Outcome::Failed { reason }, out),
             Input::Stored { .. } => self.stored(now, out),
-            Input::Drain => self.drain(out),
+            Input::Drain | Input::Leave { .. } => self.drain(out),
             Input::Woke | Input::Connected { .. } => {}
             Input::Forwarded { .. }
             | Input::Backwarded { .. }
             | Input::Stepped { .. }
             | Input::Sync(_)
+            | Input::Exported { .. }
+            | Input::Unfit { .. }
             | Input::Loaded { .. } => {
                 panic!("the driver computed for a coordinator, which never asks for it")
             }
         }
+        self.watch(now, slept, out);
         self.agree(now, out);
-        self.confirm_suspicion(now, out);
-        self.expire(now, out);
-        self.lease(now, out);
+        self.admit(now, out);
+        self.go_on(now, out);
         self.conclude(out);
     }
 
-    /// Returns when the next lease expires.
+    /// Returns when to be woken: when a lease expires, an exchange takes too long, or a silence says something.
     pub fn deadline(&self) -> Option<Time> {
-        let suspicion = self.suspicion.as_ref().map(|(until, _)| *until);
+        let now = self.now;
         match &self.phase {
             Phase::Running(running) => {
                 let agreement = running.arbiter.as_ref().and_then(Arbiter::deadline);
-                running.leases.deadline().into_iter().chain(agreement).chain(suspicion).min()
+                let times = running.leases.deadline().into_iter().chain(agreement);
+                let receipts = running.receipts_until().filter(|at| *at > now);
+                times.chain(running.roster.deadline(now)).chain(receipts).min()
             }
-            Phase::Gathering(_) | Phase::Preparing { .. } => suspicion,
-            Phase::Over => None,
+            Phase::Gathering { .. } | Phase::Preparing { .. } | Phase::Reviving { .. } | Phase::Over => None,
         }
     }
 
     fn received(&mut self, now: Time, from: PeerId, message: Message, out: &mut Outbox) {
+        if let Phase::Running(running) = &mut self.phase {
+            running.roster.heard(now, from);
+        }
         let accepted = match message {
-            Message::Join(join) => self.joined(from, join, out),
-            Message::Ready { plan } => self.ready(now, from, plan, out),
+            Message::Join(join) => self.joined(now, from, join, out),
+            Message::Ready { plan, holds } => self.ready(now, from, plan, holds, out),
+            Message::Present { .. } => self.present(now, from, out),
+            Message::Beat => self.beaten(from, out),
+            Message::Leaving { notice } => self.leaving(now, from, notice, out),
             Message::Loss { microbatch, loss, .. } => self.loss(now, from, microbatch, loss, out),
-            Message::Settled { microbatch, .. } => self.settled(now, from, microbatch, out),
+            Message::Settled { microbatch, trained, .. } => self.settled(now, from, microbatch, trained, out),
             Message::Receipts(receipts) => self.receipts(from, &receipts),
-            Message::Stepped(report) => self.stepped(now, from, report, out),
+            Message::Stepped(report) => self.stepped(from, report),
             Message::Checkpointed { step, digest, took } => {
                 self.checkpointed(from, step, (digest, took), out)
             }
             Message::Sync(say) => self.replica_said(now, from, say, out),
-            Message::PeerLost { peer, reason } => self.neighbour_lost(now, from, peer, &reason),
-            Message::Failed { reason } => self.member_failed(from, reason, out),
+            Message::PeerLost { peer, reason } => self.neighbour_lost(from, peer, &reason),
+            Message::Failed { reason } => self.member_failed(now, from, reason, out),
             Message::Refused(refusal) => {
+                self.refused(now, from, &refusal, out);
                 out.record(Event::RefusedBy { peer: from, refusal });
                 Ok(())
             }
-            Message::Placed { .. }
+            Message::Waiting { .. }
+            | Message::Placed { .. }
+            | Message::Roster { .. }
+            | Message::Enter { .. }
+            | Message::Suspects(_)
+            | Message::Frontier(_)
+            | Message::Close { .. }
+            | Message::Removed { .. }
+            | Message::State(_)
+            | Message::Diverted { .. }
             | Message::Lease { .. }
             | Message::Activation(_)
             | Message::Gradient(_)
@@ -145,27 +198,61 @@ impl Coordinator {
         }
     }
 
-    fn joined(&mut self, from: PeerId, join: Join, out: &mut Outbox) -> Result<(), Refusal> {
+    fn joined(&mut self, now: Time, from: PeerId, join: Join, out: &mut Outbox) -> Result<(), Refusal> {
         let stages = self.spec.stages();
         let replicas = self.spec.pipeline.replicas;
         bound_length("device", join.device.len())?;
         bound_length("address", join.address.len())?;
+        if join.held.len() > HELD_MAX {
+            let (field, got) = ("held".to_string(), join.held.len() as u64);
+            return Err(Refusal::TooMany { field, got, max: HELD_MAX as u64 });
+        }
         if let Some(stage) = join.stage.filter(|s| s.0 >= stages) {
             return Err(Refusal::NoSuchStage { stage, stages });
         }
-        let Phase::Gathering(candidates) = &mut self.phase else { return Err(Refusal::PlanFull) };
+        let candidates_max = CANDIDATES_PER_PLACE_MAX * usize::from(stages) * usize::from(replicas);
+        let device = join.device.clone();
+        let peak_flops = join.peak_flops;
+        let candidate = Candidate { peer: from, address: join.address.clone(), stage: join.stage };
+        let (candidates, next) = match &mut self.phase {
+            Phase::Running(_) => {
+                out.record(Event::Joined { peer: from, device, peak_flops });
+                return self.joined_under_way(now, from, join, out);
+            }
+            Phase::Preparing { plan, .. } => {
+                let Some(member) = plan.member(from) else { return Err(Refusal::PlanFull) };
+                let (place, plan) = (member.place, plan.clone());
+                let start = self.start_of(place);
+                out.send(from, Message::Placed { plan, start, frontier: Frontier::default() });
+                return Ok(());
+            }
+            Phase::Reviving { session, candidates, joins } => {
+                if joins.len() < candidates_max {
+                    joins.insert(from, join);
+                }
+                (candidates, PlanNumber(session.plan.number.0 + 1))
+            }
+            Phase::Gathering { candidates, next } => (candidates, *next),
+            Phase::Over => return Err(Refusal::PlanFull),
+        };
         candidates.retain(|c| c.peer != from);
-        if candidates.len() >= CANDIDATES_PER_PLACE_MAX * usize::from(stages) * usize::from(replicas) {
+        if candidates.len() >= candidates_max {
             return Err(Refusal::PlanFull);
         }
-        out.record(Event::Joined { peer: from, device: join.device, peak_flops: join.peak_flops });
-        candidates.push(Candidate { peer: from, address: join.address, stage: join.stage });
-        let Some(plan) = place(PlanNumber(1), self.me, stages, replicas, candidates) else { return Ok(()) };
+        out.record(Event::Joined { peer: from, device, peak_flops });
+        candidates.push(candidate);
+        let Some(plan) = place(next, self.me, stages, replicas, candidates) else {
+            let ahead = candidates.len() as u32 - 1;
+            out.send(from, Message::Waiting { ahead, why: Wait::AwaitsPeers });
+            return Ok(());
+        };
         let surplus: Vec<_> =
             candidates.iter().map(|c| c.peer).filter(|p| plan.place_of(*p).is_none()).collect();
         for peer in surplus {
             out.refuse(peer, Refusal::PlanFull);
         }
+        // Of those who took part before nobody is left, or one would have said so by now.
+        self.durable.go_back();
         self.announce(plan, out);
         Ok(())
     }
@@ -175,40 +262,56 @@ impl Coordinator {
         out.record(Event::Planned { plan: plan.number, members });
         for member in &plan.members {
             let start = self.start_of(member.place);
-            out.send(member.peer, Message::Placed { plan: plan.clone(), start });
+            let frontier = Frontier::default();
+            out.send(member.peer, Message::Placed { plan: plan.clone(), start, frontier });
         }
         self.phase = Phase::Preparing { plan, ready: BTreeSet::new() };
     }
 
     fn start_of(&self, place: Place) -> Start {
         let Some(checkpoint) = &self.durable.checkpoint else { return Start::Fresh };
-        let digest = checkpoint.digest_at(place).expect("a durable checkpoint holds every place of the run");
-        Start::Checkpoint { step: checkpoint.step, digest }
+        let found = checkpoint.for_place(place);
+        let (of, digest) = found.expect("a durable checkpoint holds every stage of the run");
+        Start::Checkpoint { step: checkpoint.step, digest, of }
     }
 
-    fn ready(&mut self, now: Time, from: PeerId, got: PlanNumber, out: &mut Outbox) -> Result<(), Refusal> {
-        let start = self.durable_step();
-        let Phase::Preparing { plan, ready } = &mut self.phase else {
-            return Err(Refusal::NotYours { peer: from });
-        };
-        if plan.place_of(from).is_none() {
-            return Err(Refusal::NotMember { peer: from });
-        }
-        if plan.number != got {
-            return Err(Refusal::StalePlan { got, current: plan.number });
-        }
-        ready.insert(from);
-        if ready.len() < plan.members.len() {
-            return Ok(());
-        }
+    /// Begins the run, or goes on from the last checkpoint, when all members are ready.
+    fn begin(&mut self, now: Time, plan: Plan, out: &mut Outbox) {
+        let start = self.durable.step();
         out.record(Event::Started { step: start });
-        let plan = plan.clone();
-        let arbiter = (self.agenda.exchanges() != Exchanges::Nothing).then(|| {
+        let first = self.agenda.training_of(start).start;
+        let mut ledger = match self.durable.session.take() {
+            Some(session) => {
+                let mut ledger = session.ledger;
+                ledger.go_back(first);
+                ledger
+            }
+            None => Ledger::new(self.run, self.finality(), self.spec.stages(), (0, first), &[]),
+        };
+        plan.members.iter().for_each(|member| ledger.seat(member));
+        let seats = plan.members.len() as u32;
+        let roster = Roster::new(&plan, seats, now);
+        let running = self.running(now, plan, roster, ledger, start);
+        self.phase = Phase::Running(Box::new(running));
+        self.reserve(out);
+    }
+
+    fn finality(&self) -> Finality {
+        match self.agenda.exchanges() {
+            Exchanges::PseudoGradients => Finality::Commits,
+            // Gradients are agreed on before anyone can receipt them.
+            Exchanges::Gradients | Exchanges::Nothing => Finality::AtOnce,
+        }
+    }
+
+    fn running(&self, now: Time, plan: Plan, roster: Roster, ledger: Ledger, start: InnerStep) -> Running {
+        let agenda = self.agenda;
+        let arbiter = (agenda.exchanges() != Exchanges::Nothing).then(|| {
             let config = ArbiterConfig {
-                agenda: self.agenda,
+                agenda,
                 step_tokens: self.spec.step_tokens(),
                 // A gradient is exchanged before anyone has receipted it, and is of as many microbatches everywhere.
-                weighing: match self.agenda.exchanges() {
+                weighing: match agenda.exchanges() {
                     Exchanges::Gradients | Exchanges::Nothing => Weighing::Equal,
                     Exchanges::PseudoGradients => Weighing::Receipts,
                 },
@@ -216,53 +319,30 @@ impl Coordinator {
             };
             Arbiter::new(config, &plan, start, self.durable.agreed.clone())
         });
-        self.phase = Phase::Running(Box::new(Running {
-            leases: Leases::new(self.agenda, start, lease_ahead(&self.spec)),
-            ledger: Ledger::new(self.run, &self.agenda, self.spec.stages(), start),
-            book: Book::new(self.agenda, plan.members.len(), self.spec.step_tokens(), start, now),
+        Running {
+            agenda,
+            leases: Leases::new(agenda, start, lease_ahead(&self.spec)),
+            ledger_stored: ledger.clone(),
+            ledger,
+            book: Book::new(agenda, self.spec.step_tokens(), start, now),
             plan,
+            roster,
             planned_from: start,
+            reserved: (start, start),
             settled_at: now,
             saves: BTreeMap::new(),
             storing: VecDeque::new(),
             arbiter,
+            orphans: Vec::new(),
             drain: None,
-        }));
-        Ok(())
-    }
-
-    fn durable_step(&self) -> InnerStep {
-        self.durable.step()
-    }
-
-    fn replica_said(&mut self, now: Time, from: PeerId, say: Say, out: &mut Outbox) -> Result<(), Refusal> {
-        let (running, _) = self.running_for(from, None)?;
-        let arbiter = running.arbiter.as_mut().ok_or(Refusal::NotYours { peer: from })?;
-        arbiter.received(now, from, say, out)
-    }
-
-    /// Carries the outer step on, and makes its commit durable.
-    fn agree(&mut self, now: Time, out: &mut Outbox) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        let Some(arbiter) = &mut running.arbiter else { return };
-        arbiter.advance(now, out);
-        if let Some(committed) = arbiter.take_store() {
-            self.durable.agreed = Some(committed);
-            // What is asked for later must not undo what is on its way to the disk.
-            let coming = running.storing.iter().rev().find_map(Storing::checkpoint);
-            let checkpoint = coming.or(self.durable.checkpoint.as_ref()).cloned();
-            let state = Durable { checkpoint, ..self.durable.clone() };
-            running.storing.push_back(Storing::Outer);
-            out.push(Action::Store(StoreItem::Coordinator(state.bytes())));
-        }
-        let lost = arbiter.take_lost();
-        let restored = arbiter.take_restored();
-        if let Some(peer) = lost.first() {
-            self.lost(*peer, String::from("no answer in an outer step"), out);
-        } else if let Some(outer) = restored.filter(|_| self.agenda.exchanges() == Exchanges::Gradients) {
-            let reason =
-                format!("replicas disagree on the gradient of step {}, tried again in vain", outer.0);
-            self.finish(Outcome::Failed { reason }, out);
+            closing: None,
+            refused: BTreeSet::new(),
+            told: Frontier::default(),
+            paces: Paces::default(),
+            turns_seen: BTreeMap::new(),
+            rebalancer: Rebalancer::new(self.spec.pipeline.replicas),
+            moving: None,
+            committed_at: None,
         }
     }
 
@@ -300,7 +380,7 @@ impl Coordinator {
                 return Err(Refusal::NotDue { microbatch });
             }
             Split::Train => {}
-            Split::HeldOut => match running.leases.settle(now, microbatch, from) {
+            Split::HeldOut => match running.leases.settle(now, microbatch) {
                 Ok(()) => {}
                 Err(Unsettled::Duplicate) => {
                     out.record(Event::Duplicate { microbatch, from });
@@ -320,155 +400,114 @@ impl Coordinator {
         now: Time,
         from: PeerId,
         microbatch: MicrobatchId,
+        trained: Option<InnerStep>,
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
-        let (stages, agenda) = (self.spec.stages(), self.agenda);
-        let (running, _) = self.running_for(from, Some(StageId(0)))?;
+        let (running, place) = self.running_for(from, Some(StageId(0)))?;
         if microbatch.split == Split::HeldOut {
             return Err(Refusal::NotYours { peer: from });
         }
-        match running.leases.settle(now, microbatch, from) {
-            Ok(()) => {
-                running.settled_at = now;
-                if stages == 1 {
-                    let place = Place { stage: StageId(0), replica: agenda.home(microbatch) };
-                    let new = running.ledger.credit_own(microbatch.index);
-                    running.weigh(&agenda, place, &new);
-                }
-                Ok(())
-            }
-            Err(Unsettled::Duplicate) => {
-                out.record(Event::Duplicate { microbatch, from });
-                Ok(())
-            }
-            Err(Unsettled::NotLeased) => Err(Refusal::NotDue { microbatch }),
+        if microbatch.index >= running.leases.leased_below() {
+            return Err(Refusal::NotDue { microbatch });
         }
+        match running.leases.settle(now, microbatch) {
+            Ok(()) => running.settled_at = now,
+            Err(Unsettled::Duplicate) => out.record(Event::Duplicate { microbatch, from }),
+            Err(Unsettled::NotLeased) => return Err(Refusal::NotDue { microbatch }),
+        }
+        let seat = running.plan.member(from).map(|member| member.seat);
+        if let (Some(seat), Some(step)) = (seat, trained) {
+            let new = running.ledger.returned(seat, Trained { index: microbatch.index, step });
+            running.weigh(place, new.as_slice());
+        }
+        Ok(())
     }
 
     fn receipts(&mut self, from: PeerId, receipts: &[Receipt]) -> Result<(), Refusal> {
-        let agenda = self.agenda;
         let (running, _) = self.running_for(from, None)?;
+        let mut refused = Ok(());
         for receipt in receipts {
             if receipt.statement.by != from {
                 return Err(Refusal::NotYours { peer: from });
             }
             let leased_below = running.leases.leased_below();
-            let new =
-                running.ledger.credit(receipt, &running.plan, leased_below).map_err(Refusal::Receipt)?;
-            if let Some(place) = running.plan.place_of(receipt.statement.worker) {
-                running.weigh(&agenda, place, &new);
+            match running.ledger.credit(receipt, &running.plan, leased_below) {
+                Ok(new) => {
+                    if let Some(place) = running.plan.place_of(receipt.statement.worker) {
+                        running.weigh(place, &new);
+                    }
+                }
+                Err(error) => refused = Err(Refusal::Receipt(error)),
             }
         }
+        refused
+    }
+
+    fn stepped(&mut self, from: PeerId, report: StepReport) -> Result<(), Refusal> {
+        let agenda = self.agenda;
+        let (running, place) = self.running_for(from, None)?;
+        // A replica steps a little beyond what is handed out where nothing falls to it.
+        let ahead = running.leases.highest_step().0.saturating_add(RESERVED_STEPS);
+        if report.step >= agenda.steps() || report.step.0 > ahead {
+            return Err(Refusal::NotYours { peer: from });
+        }
+        running.paces.learn(from, &report);
+        running.book.report(place, report);
         Ok(())
     }
 
-    fn stepped(
+    fn member_failed(
         &mut self,
         now: Time,
         from: PeerId,
-        report: StepReport,
+        reason: String,
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
-        let (agenda, replicas) = (self.agenda, u64::from(self.spec.pipeline.replicas));
-        let (running, place) = self.running_for(from, None)?;
-        let worked = agenda.microbatches_per_step().saturating_sub(1) * replicas;
-        let last = agenda.training_of(report.step).start + worked + u64::from(place.replica.0);
-        if report.step >= agenda.steps() || last >= running.leases.leased_below() {
-            return Err(Refusal::NotYours { peer: from });
-        }
-        if let Some(event) = running.book.report(now, place, report) {
-            out.record(event);
-        }
-        Ok(())
-    }
-
-    fn checkpointed(
-        &mut self,
-        from: PeerId,
-        step: InnerStep,
-        saved: (Digest, Span),
-        out: &mut Outbox,
-    ) -> Result<(), Refusal> {
-        let agenda = self.agenda;
-        let durable = self.durable_step();
-        let (running, place) = self.running_for(from, None)?;
-        let expected = agenda.saves_at(step) || running.drain == Some(step);
-        let reached = agenda.training_of(step).start <= running.leases.leased_below();
-        if !expected || !reached || (step < durable) {
-            return Err(Refusal::NotYours { peer: from });
-        }
-        let members = running.plan.members.len();
-        let saves = running.saves.entry(step).or_default();
-        saves.insert(place, saved);
-        if saves.len() < members {
-            return Ok(());
-        }
-        let saves = running.saves.remove(&step).unwrap_or_default();
-        let took = saves.values().map(|(_, took)| *took).max().unwrap_or_default();
-        if agenda.evaluation_at(step).is_empty() {
-            running.book.add_outside(took);
-        }
-        let checkpoint = Checkpoint {
-            step,
-            digests: saves.iter().map(|(place, (digest, _))| (*place, *digest)).collect(),
-        };
-        running.storing.push_back(Storing::Checkpoint(checkpoint.clone(), took));
-        let state = Durable { checkpoint: Some(checkpoint), ..self.durable.clone() };
-        out.push(Action::Store(StoreItem::Coordinator(state.bytes())));
-        Ok(())
-    }
-
-    fn stored(&mut self, now: Time, out: &mut Outbox) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        match (running.storing.pop_front(), &mut running.arbiter) {
-            (Some(Storing::Checkpoint(checkpoint, took)), _) => {
-                out.record(Event::Durable { step: checkpoint.step, took });
-                self.durable.checkpoint = Some(checkpoint);
-            }
-            (Some(Storing::Outer), Some(arbiter)) => arbiter.stored(now, out),
-            (Some(Storing::Outer), None) | (None, _) => {}
-        }
-    }
-
-    fn member_failed(&mut self, from: PeerId, reason: String, out: &mut Outbox) -> Result<(), Refusal> {
         bound_length("reason", reason.len())?;
         let place =
             self.plan().and_then(|plan| plan.place_of(from)).ok_or(Refusal::NotMember { peer: from })?;
-        let reason = format!("peer {from} of stage {} failed: {reason}", place.stage);
-        self.finish(Outcome::Failed { reason }, out);
+        match self.phase {
+            Phase::Running(_) => self.remove(now, from, Removal::Failed, out),
+            Phase::Gathering { .. } | Phase::Preparing { .. } | Phase::Reviving { .. } | Phase::Over => {
+                let reason = format!("peer {from} of stage {} failed: {reason}", place.stage);
+                self.finish(Outcome::Failed { reason }, out);
+            }
+        }
         Ok(())
     }
 
-    fn neighbour_lost(&mut self, now: Time, from: PeerId, peer: PeerId, reason: &str) -> Result<(), Refusal> {
+    fn neighbour_lost(&mut self, from: PeerId, peer: PeerId, reason: &str) -> Result<(), Refusal> {
         bound_length("reason", reason.len())?;
         let Some(plan) = self.plan() else { return Err(Refusal::NotYours { peer: from }) };
-        let (Some(reporter), Some(place)) = (plan.place_of(from), plan.place_of(peer)) else {
+        if plan.place_of(from).is_none() || plan.place_of(peer).is_none() {
             return Err(Refusal::NotMember { peer: from });
-        };
-        let (here, there) = (reporter.stage, place.stage);
-        let reason = format!("stage {here} cannot reach peer {peer} of stage {there}: {reason}");
-        self.suspicion.get_or_insert((now + SUSPICION_WAIT, reason));
+        }
+        // Who reports it goes around it; whether it is gone is said by its own silence.
         Ok(())
     }
 
-    fn confirm_suspicion(&mut self, now: Time, out: &mut Outbox) {
-        if let Some((_, reason)) = self.suspicion.take_if(|(until, _)| *until <= now) {
-            self.finish(Outcome::Failed { reason }, out);
-        }
-    }
-
-    fn lost(&mut self, peer: PeerId, reason: String, out: &mut Outbox) {
+    fn lost(&mut self, now: Time, peer: PeerId, reason: String, out: &mut Outbox) {
         let place = self.plan().and_then(|plan| plan.place_of(peer));
-        out.record(Event::PeerLost { peer, stage: place.map(|place| place.stage), reason: reason.clone() });
-        if let Phase::Gathering(candidates) = &mut self.phase {
-            candidates.retain(|c| c.peer != peer);
-        }
-        if let Some(Place { stage, replica }) = place {
-            let reason = match self.spec.pipeline.replicas {
-                1 => format!("stage {stage} has no live replica: peer {peer} is lost ({reason})"),
-                _ => format!("replica {replica} of stage {stage} is lost: peer {peer} ({reason})"),
-            };
-            self.finish(Outcome::Failed { reason }, out);
+        out.record(Event::PeerLost { peer, stage: place.map(|place| place.stage), reason });
+        match &mut self.phase {
+            Phase::Gathering { candidates, .. } => candidates.retain(|c| c.peer != peer),
+            Phase::Reviving { candidates, joins, .. } => {
+                candidates.retain(|c| c.peer != peer);
+                joins.remove(&peer);
+            }
+            Phase::Preparing { plan, .. } if place.is_some() => {
+                // Nothing is lost yet: the others wait for one who takes its place.
+                let others = plan.members.iter().filter(|member| member.peer != peer);
+                let candidates = others.map(|member| Candidate {
+                    peer: member.peer,
+                    address: member.address.clone(),
+                    stage: Some(member.place.stage),
+                });
+                let (candidates, next) = (candidates.collect(), PlanNumber(plan.number.0 + 1));
+                self.phase = Phase::Gathering { candidates, next };
+            }
+            Phase::Preparing { .. } | Phase::Over => {}
+            Phase::Running(running) => running.roster.disconnected(now, peer),
         }
     }
 
@@ -476,12 +515,12 @@ impl Coordinator {
         match &self.phase {
             Phase::Preparing { plan, .. } => Some(plan),
             Phase::Running(running) => Some(&running.plan),
-            Phase::Gathering(_) | Phase::Over => None,
+            Phase::Gathering { .. } | Phase::Reviving { .. } | Phase::Over => None,
         }
     }
 
     fn drain(&mut self, out: &mut Outbox) {
-        let step = self.durable_step();
+        let step = self.durable.step();
         let Phase::Running(running) = &mut self.phase else {
             return self.finish(Outcome::Stopped { step }, out);
         };
@@ -494,41 +533,42 @@ impl Coordinator {
         }
         running.drain = Some(border);
         out.record(Event::Draining { border });
-        for member in &running.plan.members {
-            out.send(member.peer, Message::Drain { border });
-        }
+        running.say_to_all(&Message::Drain { border }, out);
     }
 
-    fn expire(&mut self, now: Time, out: &mut Outbox) {
+    /// Hands work out, and tells how far the run is.
+    fn go_on(&mut self, now: Time, out: &mut Outbox) {
+        self.reserve(out);
         let Phase::Running(running) = &mut self.phase else { return };
         if let Err(reason) = running.expire(now, out) {
-            self.finish(Outcome::Failed { reason }, out);
+            return self.finish(Outcome::Failed { reason }, out);
         }
-    }
-
-    fn lease(&mut self, now: Time, out: &mut Outbox) {
-        if let Phase::Running(running) = &mut self.phase {
-            running.lease(now, out);
-        }
+        running.lease(now, out);
+        running.summarise(now, out);
+        running.tell_frontier(out);
+        running.close(now, out);
     }
 
     /// Ends the run when nothing is out and the last border it was to reach is durable.
     fn conclude(&mut self, out: &mut Outbox) {
-        let durable = self.durable_step();
+        let durable = self.durable.step();
         let Phase::Running(running) = &self.phase else { return };
-        if !running.leases.is_empty() || !running.storing.is_empty() {
+        let reserving = running.storing.iter().all(|storing| matches!(storing, Storing::Reserved(_)));
+        if !running.leases.is_empty() || !reserving {
             return;
         }
-        let stages = usize::from(self.spec.stages());
-        let planned =
-            self.agenda.training_of(durable).start - self.agenda.training_of(running.planned_from).start;
-        let credited = running.ledger.credited();
-        let event = Event::Ledger { planned, credited, duplicates: running.ledger.duplicates() };
-        assert!(stages > 0, "a run has stages");
-        if durable == self.agenda.steps() {
+        let planned = self.agenda.training_of(durable).start;
+        let event = Event::Ledger {
+            planned,
+            credited: running.ledger.credited(),
+            duplicates: running.ledger.duplicates(),
+            redone: running.ledger.redone(),
+            accounts: running.ledger.accounts().list(),
+        };
+        if durable == self.agenda.steps() && running.ledger.all_held(running.total()) {
             out.record(event);
             self.finish(Outcome::Done, out);
-        } else if running.drain == Some(durable) {
+        } else if running.drain == Some(durable) && durable < self.agenda.steps() {
             out.record(event);
             self.finish(Outcome::Stopped { step: durable }, out);
         }
@@ -536,9 +576,14 @@ impl Coordinator {
 
     fn finish(&mut self, outcome: Outcome, out: &mut Outbox) {
         let peers: Vec<PeerId> = match &self.phase {
-            Phase::Gathering(candidates) => candidates.iter().map(|c| c.peer).collect(),
+            Phase::Gathering { candidates, .. } | Phase::Reviving { candidates, .. } => {
+                candidates.iter().map(|c| c.peer).collect()
+            }
             Phase::Preparing { plan, .. } => plan.members.iter().map(|m| m.peer).collect(),
-            Phase::Running(running) => running.plan.members.iter().map(|m| m.peer).collect(),
+            Phase::Running(running) => {
+                let waiting = running.roster.waiting().iter().map(|waiting| waiting.candidate.peer);
+                running.plan.members.iter().map(|m| m.peer).chain(waiting).collect()
+            }
             Phase::Over => return,
         };
         for peer in peers {

@@ -3,8 +3,9 @@
 //! Owns its form, and the check of what was stored. Knows nothing of where it is stored.
 
 use crate::agenda::Agenda;
-use crate::ids::{Digest, InnerStep, ReplicaId, StageId};
-use crate::plan::Place;
+use crate::ids::{Digest, InnerStep, StageId};
+use crate::ledger::Ledger;
+use crate::plan::{Place, Plan};
 use crate::spec::RunSpec;
 use crate::sync::arbiter::Committed;
 use alloc::vec::Vec;
@@ -18,9 +19,27 @@ pub(crate) struct Durable {
     pub(crate) checkpoint: Option<Checkpoint>,
     /// The last outer step that was committed, with the quantities that all replicas share after it.
     pub(crate) agreed: Option<Committed>,
+    /// The run under way, which a coordinator that starts again goes on with.
+    pub(crate) session: Option<Session>,
 }
 
-/// A set of checkpoints, one of each place, that belong together.
+/// The run under way, as far as it cannot be asked of the members.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Session {
+    pub(crate) plan: Plan,
+    /// The step at which it began.
+    pub(crate) planned_from: InnerStep,
+    /// Work of steps below this one may have been handed out.
+    pub(crate) reserved: InnerStep,
+    /// The number of the last seat that was given away.
+    pub(crate) seats: u32,
+    /// Credit as of the last commit, checkpoint or change of the plan; what came after it the members say again.
+    pub(crate) ledger: Ledger,
+    /// The border at which the run was asked to stop.
+    pub(crate) drain: Option<InnerStep>,
+}
+
+/// A set of checkpoints, at least one of each stage, that belong together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     pub(crate) step: InnerStep,
@@ -28,18 +47,21 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Says whether it is one of a run: within its steps, and with a digest for every place.
+    /// Says whether it is one of a run: within its steps, and with a digest for every stage.
     fn fits(&self, spec: &RunSpec) -> bool {
-        let stages = (0..spec.stages()).map(StageId);
-        let replicas = spec.pipeline.replicas;
-        let mut places = stages
-            .flat_map(|stage| (0..replicas).map(move |replica| Place { stage, replica: ReplicaId(replica) }));
-        self.step.0 <= spec.training.steps && places.all(|place| self.digest_at(place).is_some())
+        let mut stages = (0..spec.stages()).map(StageId);
+        self.step.0 <= spec.training.steps && stages.all(|stage| self.of_stage(stage).next().is_some())
     }
 
-    /// Returns the digest of a place's checkpoint.
-    pub(crate) fn digest_at(&self, place: Place) -> Option<Digest> {
-        self.digests.iter().find(|(at, _)| *at == place).map(|(_, digest)| *digest)
+    /// Returns the checkpoint that a place goes on from: its own, or that of another replica of its stage.
+    pub(crate) fn for_place(&self, place: Place) -> Option<(Place, Digest)> {
+        let own = self.digests.iter().find(|(at, _)| *at == place).copied();
+        own.or_else(|| self.of_stage(place.stage).next())
+    }
+
+    /// Lists the checkpoints of a stage's replicas.
+    pub(crate) fn of_stage(&self, stage: StageId) -> impl Iterator<Item = (Place, Digest)> + '_ {
+        self.digests.iter().copied().filter(move |(at, _)| at.stage == stage)
     }
 }
 
@@ -64,14 +86,13 @@ pub enum StateError {
 
 impl Durable {
     /// Reads what was stored last; `None` is a run that has stored nothing yet.
-    ///
-    /// Outer steps that were committed after the last checkpoint are forgotten with the inner steps that led to them: the
-    /// run repeats both.
     pub(crate) fn read(spec: &RunSpec, state: Option<&[u8]>) -> Result<Self, StateError> {
         let run = spec.digest();
-        let Some(bytes) = state else { return Ok(Self { run, checkpoint: None, agreed: None }) };
+        let Some(bytes) = state else {
+            return Ok(Self { run, checkpoint: None, agreed: None, session: None });
+        };
         let unreadable = StateError::Unreadable { bytes: bytes.len() };
-        let mut durable: Durable = postcard::from_bytes(bytes).map_err(|_| unreadable.clone())?;
+        let durable: Durable = postcard::from_bytes(bytes).map_err(|_| unreadable.clone())?;
         if durable.run != run {
             return Err(StateError::OtherRun { stored: durable.run, ours: run });
         }
@@ -79,13 +100,23 @@ impl Durable {
             return Err(unreadable);
         }
         let agenda = Agenda::new(spec);
-        let unfit = |agreed: &Committed| agenda.outer_border(agreed.outer) != Some(agreed.step);
+        let unfit = |agreed: &Committed| agenda.outer_border_or_end(agreed.outer) != Some(agreed.step);
         if durable.agreed.as_ref().is_some_and(unfit) {
             return Err(unreadable);
         }
-        let step = durable.step();
-        durable.agreed = durable.agreed.filter(|agreed| agreed.step <= step);
+        if durable.session.as_ref().is_some_and(|session| session.ledger.stages() != spec.stages()) {
+            return Err(unreadable);
+        }
         Ok(durable)
+    }
+
+    /// Forgets the outer steps that were committed after the last checkpoint, because nobody who took part in the run is there
+    /// any more: they are repeated with the inner steps that led to them.
+    pub(crate) fn go_back(&mut self) {
+        let step = self.step();
+        if self.agreed.as_ref().is_some_and(|agreed| agreed.step > step) {
+            self.agreed = None;
+        }
     }
 
     /// Writes it for the disk.
@@ -93,7 +124,7 @@ impl Durable {
         postcard::to_allocvec(self).expect("plain fields always serialise").into()
     }
 
-    /// Returns the step from which the run can continue.
+    /// Returns the step from which the run can continue when everyone is gone.
     pub(crate) fn step(&self) -> InnerStep {
         self.checkpoint.as_ref().map_or(InnerStep(0), |checkpoint| checkpoint.step)
     }

@@ -2,10 +2,11 @@
 //!
 //! Owns the vocabulary of the event log. Knows nothing of files or of who reads it.
 
+use crate::accounts::Account;
 use crate::ids::{
     Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, ReplicaId, StageId,
 };
-use crate::message::{Outcome, Refusal, StepReport};
+use crate::message::{Outcome, Refusal, Removal, StepReport, Wait};
 use crate::plan::Place;
 use crate::time::Span;
 use alloc::string::String;
@@ -147,6 +148,90 @@ pub enum Event {
         credited: Vec<u64>,
         /// Receipts for work that was credited already.
         duplicates: u64,
+        /// Done again at each stage because it was lost with a peer; part of `credited`.
+        redone: Vec<u64>,
+        /// Who has trained what.
+        accounts: Vec<Account>,
+    },
+    /// A peer that asked for a place has none yet.
+    Waiting {
+        /// Who; ourselves, in our own log.
+        peer: PeerId,
+        /// Peers that are served before it.
+        ahead: u32,
+        /// What it waits for.
+        why: Wait,
+    },
+    /// A peer took a place while the run goes on.
+    Seated {
+        /// Who.
+        peer: PeerId,
+        /// Which place.
+        place: Place,
+        /// The inner step from which microbatches fall to it.
+        enters: InnerStep,
+    },
+    /// A member may be gone: it gets no new work.
+    Suspected {
+        /// Who.
+        peer: PeerId,
+        /// Its place.
+        place: Place,
+    },
+    /// A suspect was heard again.
+    Trusted {
+        /// Who.
+        peer: PeerId,
+        /// Its place.
+        place: Place,
+    },
+    /// A member asked to leave.
+    Leaving {
+        /// Who.
+        peer: PeerId,
+        /// Its place.
+        place: Place,
+        /// How long it can stay.
+        notice: Span,
+    },
+    /// A member is no member any longer; its place is free.
+    Removed {
+        /// Who.
+        peer: PeerId,
+        /// Its place.
+        place: Place,
+        /// Why.
+        why: Removal,
+        /// Microbatches whose credit was lost with it, because no commit held them yet.
+        lost: u64,
+    },
+    /// A stage has no replica left and stands still; the others go on as far as they can.
+    Stalled {
+        /// Which.
+        stage: StageId,
+        /// The step of its last durable checkpoint, from which a peer that has it can go on.
+        durable: InnerStep,
+    },
+    /// A stage that stood still has a replica again.
+    Resumed {
+        /// Which.
+        stage: StageId,
+    },
+    /// Work goes to another replica than before.
+    Rerouted {
+        /// Of which microbatch.
+        microbatch: MicrobatchId,
+        /// The replica that does not answer.
+        from: PeerId,
+        /// The one that is asked in its place.
+        to: PeerId,
+    },
+    /// Microbatches whose work at some stages was lost are leased again for those.
+    Redo {
+        /// How many.
+        count: u64,
+        /// The first.
+        first: MicrobatchId,
     },
     /// Something a peer sent was refused.
     Refused {
@@ -217,6 +302,8 @@ pub enum TaskKind {
     Restore,
     /// Going over to the committed weights.
     Adopt,
+    /// Copying the state that a newcomer starts from.
+    Export,
 }
 
 /// How an outer step ended.

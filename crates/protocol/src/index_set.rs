@@ -3,9 +3,10 @@
 //! Owns that one container. Its memory is what is out of order, not what is done.
 
 use alloc::collections::BTreeSet;
+use serde::{Deserialize, Serialize};
 
 /// A set of `u64` that holds everything below its watermark.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexSet {
     start: u64,
     watermark: u64,
@@ -40,6 +41,16 @@ impl IndexSet {
         self.watermark
     }
 
+    /// Returns the index that it started at.
+    pub fn starting(&self) -> u64 {
+        self.start
+    }
+
+    /// Lists what is missing below an index, lowest first.
+    pub fn missing_below(&self, end: u64) -> impl Iterator<Item = u64> + '_ {
+        (self.watermark..end).filter(|index| !self.beyond.contains(index))
+    }
+
     /// Returns how many indices were added.
     pub fn len(&self) -> u64 {
         self.watermark - self.start + self.beyond.len() as u64
@@ -63,5 +74,7 @@ mod tests {
         assert!(set.insert(10));
         assert_eq!((set.watermark(), set.len(), set.beyond.len()), (13, 3, 0));
         assert!(!set.is_empty() && set.contains(9) && !set.contains(13));
+        assert!(set.insert(15));
+        assert_eq!(set.missing_below(17).collect::<alloc::vec::Vec<_>>(), [13, 14, 16]);
     }
 }

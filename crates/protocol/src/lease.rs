@@ -1,14 +1,17 @@
 //! Leases: which microbatches are out, to whom, and until when.
 //!
-//! Owns handing work out in the order of the agenda and taking it back when a lease expires. Knows nothing of messages.
+//! Owns handing work out in the order of the agenda and taking it back when a lease expires or its holder is lost. Knows
+//! nothing of messages, or of who is credited.
 
 use crate::agenda::Agenda;
 use crate::ids::{Attempt, InnerStep, MicrobatchId, PeerId, Split};
 use crate::index_set::IndexSet;
 use crate::time::{Span, Time};
+use crate::work::{Frontier, Needs};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// The first lease of a run: long enough for a device to compile its kernels and take its first memory.
 const EXPIRY_FIRST: Span = Span::seconds(300);
@@ -22,14 +25,18 @@ const EXPIRY_FACTOR: u64 = 16;
 /// Weight of a new sample in the smoothed time, as 1 / 8.
 const SMOOTHING_SHIFT: u64 = 3;
 
-/// After so many tries a microbatch is taken to be stuck; each lasts twice as long as the one before.
-pub const ATTEMPTS_MAX: u16 = 3;
+/// Each try lasts twice as long as the one before, up to so many doublings.
+const DOUBLINGS_MAX: u16 = 3;
+
+/// After so many tries a microbatch is taken to be stuck: each outlasts any pause, and peers do come and go, but not so often.
+pub const ATTEMPTS_MAX: u16 = 200;
 
 /// A microbatch that is out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     to: PeerId,
     attempt: Attempt,
+    needs: Needs,
     since: Time,
     expires: Time,
 }
@@ -39,19 +46,47 @@ struct Lease {
 pub enum Unsettled {
     /// It was settled before.
     Duplicate,
-    /// It was never leased to that peer.
+    /// It was never leased.
     NotLeased,
 }
 
-/// An expired lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expired {
+/// A lease that is to be told to its holder, again or anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewed {
     /// Of which microbatch.
     pub microbatch: MicrobatchId,
-    /// Who had it.
+    /// Who has it now.
     pub to: PeerId,
-    /// The try that ran out.
+    /// The try that begins.
     pub attempt: Attempt,
+    /// For which stages.
+    pub needs: Needs,
+}
+
+/// How far work was handed out: what a coordinator must not forget, or it would hand out twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOut {
+    /// Training indices below it.
+    pub train_below: u64,
+    /// Held-out indices below it.
+    pub held_out_below: u64,
+}
+
+impl HandedOut {
+    fn has(&self, microbatch: MicrobatchId) -> bool {
+        match microbatch.split {
+            Split::Train => microbatch.index < self.train_below,
+            Split::HeldOut => microbatch.index < self.held_out_below,
+        }
+    }
+
+    fn add(&mut self, microbatch: MicrobatchId) {
+        let below = match microbatch.split {
+            Split::Train => &mut self.train_below,
+            Split::HeldOut => &mut self.held_out_below,
+        };
+        *below = (*below).max(microbatch.index + 1);
+    }
 }
 
 /// The leases of a run.
@@ -59,37 +94,51 @@ pub struct Leases {
     upcoming: core::iter::Peekable<Box<dyn Iterator<Item = MicrobatchId> + Send>>,
     agenda: Agenda,
     out: BTreeMap<MicrobatchId, Lease>,
+    /// The last try of what was leased more than once.
+    attempts: BTreeMap<MicrobatchId, Attempt>,
     settled_train: IndexSet,
     settled_held_out: IndexSet,
     ahead: usize,
     stop_before: Option<InnerStep>,
     smoothed: Option<Span>,
     highest_step: InnerStep,
-    /// One more than the highest training index that was ever out.
-    leased_below: u64,
+    handed_out: HandedOut,
 }
 
 impl Leases {
-    /// Starts the book at a step; at most `ahead` microbatches are out at one peer.
+    /// Starts at a step; at most `ahead` microbatches are out at one peer.
     ///
     /// The bound is each peer's, because its queue is: a slow replica must not be given what a fast one has room for.
     pub fn new(agenda: Agenda, start: InnerStep, ahead: usize) -> Self {
-        let upcoming: Box<dyn Iterator<Item = MicrobatchId> + Send> = Box::new(agenda.from(start));
+        let handed_out = HandedOut {
+            train_below: agenda.training_of(start).start,
+            held_out_below: agenda.evaluated_before(start),
+        };
+        Self::after(agenda, start, ahead, handed_out)
+    }
+
+    /// Starts at a step with some of its work handed out already, by a coordinator before this one; [`Leases::out_again`]
+    /// says which of that is still out.
+    pub fn after(agenda: Agenda, start: InnerStep, ahead: usize, handed_out: HandedOut) -> Self {
+        let upcoming: Box<dyn Iterator<Item = MicrobatchId> + Send> =
+            Box::new(agenda.from(start).filter(move |microbatch| !handed_out.has(*microbatch)));
+        let step_of = |index: u64| agenda.step_of(MicrobatchId::train(index));
         Self {
             upcoming: upcoming.peekable(),
             agenda,
             out: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             settled_train: IndexSet::starting_at(agenda.training_of(start).start),
             settled_held_out: IndexSet::starting_at(agenda.evaluated_before(start)),
             ahead,
             stop_before: None,
             smoothed: None,
-            highest_step: start,
-            leased_below: agenda.training_of(start).start,
+            highest_step: handed_out.train_below.checked_sub(1).and_then(step_of).unwrap_or(start).max(start),
+            handed_out,
         }
     }
 
-    /// Takes the next microbatches of the agenda, as many as may be out.
+    /// Takes the next microbatches of the agenda, as many as may be out. A microbatch for whose stage there is nobody stays.
     pub fn take(
         &mut self,
         now: Time,
@@ -98,10 +147,7 @@ impl Leases {
     ) -> Vec<(MicrobatchId, PeerId)> {
         let mut taken = Vec::new();
         let expires = now + self.expiry(Attempt(0));
-        let mut held: BTreeMap<PeerId, usize> = BTreeMap::new();
-        for lease in self.out.values() {
-            *held.entry(lease.to).or_default() += 1;
-        }
+        let mut held = self.held();
         while taken.len() < max {
             let stop = self.stop_before;
             let ahead = self.ahead;
@@ -117,52 +163,147 @@ impl Leases {
             let Some(microbatch) = next else { break };
             let Some(to) = to(microbatch) else { break };
             *held.entry(to).or_default() += 1;
-            self.out.insert(microbatch, Lease { to, attempt: Attempt(0), since: now, expires });
+            let (attempt, needs) = (Attempt(0), Needs::All);
+            self.out.insert(microbatch, Lease { to, attempt, needs, since: now, expires });
             self.highest_step = self.highest_step.max(self.agenda.step_of(microbatch).unwrap_or_default());
-            if microbatch.split == Split::Train {
-                self.leased_below = self.leased_below.max(microbatch.index + 1);
-            }
+            self.handed_out.add(microbatch);
             taken.push((microbatch, to));
         }
         taken
     }
 
-    /// Settles a microbatch.
-    pub fn settle(&mut self, now: Time, microbatch: MicrobatchId, by: PeerId) -> Result<(), Unsettled> {
-        let settled = match microbatch.split {
-            Split::Train => &mut self.settled_train,
-            Split::HeldOut => &mut self.settled_held_out,
+    fn held(&self) -> BTreeMap<PeerId, usize> {
+        let mut held: BTreeMap<PeerId, usize> = BTreeMap::new();
+        for lease in self.out.values() {
+            *held.entry(lease.to).or_default() += 1;
+        }
+        held
+    }
+
+    /// Returns how many more microbatches may be out at a peer.
+    pub fn room(&self, peer: PeerId) -> usize {
+        self.ahead.saturating_sub(self.out.values().filter(|lease| lease.to == peer).count())
+    }
+
+    /// Leases a microbatch for another try, for the stages that lack it; gives what its holder is to be told.
+    pub fn again(&mut self, now: Time, microbatch: MicrobatchId, needs: Needs, to: PeerId) -> Renewed {
+        let attempt = self.next_attempt(microbatch);
+        let expires = now + self.expiry(attempt);
+        self.out.insert(microbatch, Lease { to, attempt, needs: needs.clone(), since: now, expires });
+        Renewed { microbatch, to, attempt, needs }
+    }
+
+    /// Notes that a microbatch was out when the coordinator stopped, to whoever holds it.
+    pub fn out_again(&mut self, now: Time, microbatch: MicrobatchId, needs: Needs, to: PeerId) {
+        let attempt = if needs == Needs::All { Attempt(0) } else { self.next_attempt(microbatch) };
+        let expires = now + self.expiry(attempt);
+        self.out.insert(microbatch, Lease { to, attempt, needs, since: now, expires });
+    }
+
+    /// Notes that a microbatch was settled before the coordinator stopped.
+    pub fn settled_before(&mut self, microbatch: MicrobatchId) {
+        match microbatch.split {
+            Split::Train => self.settled_train.insert(microbatch.index),
+            Split::HeldOut => self.settled_held_out.insert(microbatch.index),
         };
-        if settled.contains(microbatch.index) {
-            return Err(Unsettled::Duplicate);
+    }
+
+    fn next_attempt(&mut self, microbatch: MicrobatchId) -> Attempt {
+        let out = self.out.get(&microbatch).map(|lease| lease.attempt);
+        let last = out.or(self.attempts.get(&microbatch).copied()).unwrap_or(Attempt(0));
+        let attempt = Attempt(last.0.saturating_add(1));
+        self.attempts.insert(microbatch, attempt);
+        attempt
+    }
+
+    /// Settles a microbatch, whoever of the stage brings it.
+    ///
+    /// # Errors
+    /// It is settled already, or was never out.
+    pub fn settle(&mut self, now: Time, microbatch: MicrobatchId) -> Result<(), Unsettled> {
+        let Some(lease) = self.out.remove(&microbatch) else {
+            let settled = match microbatch.split {
+                Split::Train => &self.settled_train,
+                Split::HeldOut => &self.settled_held_out,
+            };
+            let known = settled.contains(microbatch.index);
+            return Err(if known { Unsettled::Duplicate } else { Unsettled::NotLeased });
+        };
+        // A second try says nothing of how long an undisturbed one takes.
+        if lease.attempt == Attempt(0) {
+            let sample = now.since(lease.since);
+            self.smoothed = Some(match self.smoothed {
+                None => sample,
+                Some(old) => Span(old.0 - (old.0 >> SMOOTHING_SHIFT) + (sample.0 >> SMOOTHING_SHIFT)),
+            });
         }
-        let trained_by_another = |lease: &Lease| microbatch.split == Split::Train && lease.to != by;
-        match self.out.get(&microbatch) {
-            None => return Err(Unsettled::NotLeased),
-            Some(lease) if trained_by_another(lease) => return Err(Unsettled::NotLeased),
-            Some(lease) => {
-                let sample = now.since(lease.since);
-                self.smoothed = Some(match self.smoothed {
-                    None => sample,
-                    Some(old) => Span(old.0 - (old.0 >> SMOOTHING_SHIFT) + (sample.0 >> SMOOTHING_SHIFT)),
-                });
-            }
-        }
-        self.out.remove(&microbatch);
-        settled.insert(microbatch.index);
+        self.settled_before(microbatch);
         Ok(())
     }
 
-    /// Leases again what has expired, for twice as long as before; the caller tells the holder.
-    pub fn expire(&mut self, now: Time) -> Vec<Expired> {
-        let mut expired = Vec::new();
-        let base = self.expiry(Attempt(0));
-        for (&microbatch, lease) in self.out.iter_mut().filter(|(_, lease)| lease.expires <= now) {
-            expired.push(Expired { microbatch, to: lease.to, attempt: lease.attempt });
-            lease.attempt = Attempt(lease.attempt.0.saturating_add(1));
-            lease.expires = now + Span(base.0 << lease.attempt.0.min(ATTEMPTS_MAX));
-        }
-        expired
+    /// Leases again what has expired, to whom `to` says now, for twice as long as before.
+    pub fn expire(&mut self, now: Time, to: impl Fn(MicrobatchId, PeerId) -> Option<PeerId>) -> Vec<Renewed> {
+        let due = self.out.iter().filter(|(_, lease)| lease.expires <= now);
+        let due: Vec<(MicrobatchId, PeerId)> = due.map(|(m, lease)| (*m, lease.to)).collect();
+        due.into_iter().map(|(m, holder)| self.renew(now, m, to(m, holder).unwrap_or(holder))).collect()
+    }
+
+    /// Leases again all that is out at a peer that is lost, to whom `to` says.
+    pub fn lost(
+        &mut self,
+        now: Time,
+        peer: PeerId,
+        to: impl Fn(MicrobatchId) -> Option<PeerId>,
+    ) -> Vec<Renewed> {
+        let of_peer = self.out.iter().filter(|(_, lease)| lease.to == peer).map(|(m, _)| *m);
+        let renewed: Vec<(MicrobatchId, Option<PeerId>)> = of_peer.map(|m| (m, to(m))).collect();
+        renewed.into_iter().filter_map(|(m, to)| Some(self.renew(now, m, to?))).collect()
+    }
+
+    /// Returns whether a microbatch is out at a peer.
+    pub fn is_held_by(&self, microbatch: MicrobatchId, peer: PeerId) -> bool {
+        self.out.get(&microbatch).is_some_and(|lease| lease.to == peer)
+    }
+
+    /// Leases to another peer what its holder would not take.
+    pub fn move_to(&mut self, now: Time, microbatch: MicrobatchId, to: PeerId) -> Renewed {
+        self.renew(now, microbatch, to)
+    }
+
+    /// Leases again all held-out microbatches that are out: nobody keeps them, so that one may have been lost with a peer.
+    pub fn held_out_again(&mut self, now: Time) -> Vec<Renewed> {
+        let held_out = self.out.iter().filter(|(m, _)| m.split == Split::HeldOut);
+        let out: Vec<(MicrobatchId, PeerId)> = held_out.map(|(m, lease)| (*m, lease.to)).collect();
+        out.into_iter().map(|(m, to)| self.renew(now, m, to)).collect()
+    }
+
+    /// Lists what is out at a peer, to be told again as it is.
+    pub fn out_at(&self, peer: PeerId) -> Vec<Renewed> {
+        let of_peer = self.out.iter().filter(|(_, lease)| lease.to == peer);
+        of_peer
+            .map(|(microbatch, lease)| Renewed {
+                microbatch: *microbatch,
+                to: lease.to,
+                attempt: lease.attempt,
+                needs: lease.needs.clone(),
+            })
+            .collect()
+    }
+
+    fn renew(&mut self, now: Time, microbatch: MicrobatchId, to: PeerId) -> Renewed {
+        let needs = self.out.get(&microbatch).map_or(Needs::All, |lease| lease.needs.clone());
+        self.again(now, microbatch, needs, to)
+    }
+
+    /// Lets no lease expire for some time: a stage stands still, and trying again would not help.
+    pub fn postpone(&mut self, now: Time) {
+        let until = now + self.expiry(Attempt(0));
+        self.out.values_mut().for_each(|lease| lease.expires = lease.expires.max(until));
+    }
+
+    /// Returns a microbatch that was tried too often to be tried again.
+    pub fn stuck(&self) -> Option<MicrobatchId> {
+        self.out.iter().find(|(_, lease)| lease.attempt.0 >= ATTEMPTS_MAX).map(|(microbatch, _)| *microbatch)
     }
 
     /// Stops handing out at the next step that has not begun and at whose border replicas agree, and returns that border.
@@ -174,10 +315,15 @@ impl Leases {
         border
     }
 
+    /// Goes on with a stop that was decided before.
+    pub fn stop_at(&mut self, border: InnerStep) {
+        self.stop_before = Some(border);
+    }
+
     /// Returns how long a try lasts.
     pub fn expiry(&self, attempt: Attempt) -> Span {
         let base = self.smoothed.map_or(EXPIRY_FIRST, |s| Span((s.0 * EXPIRY_FACTOR).max(EXPIRY_MIN.0)));
-        Span(base.0 << attempt.0.min(ATTEMPTS_MAX))
+        Span(base.0 << attempt.0.min(DOUBLINGS_MAX))
     }
 
     /// Returns when the next lease expires.
@@ -185,118 +331,48 @@ impl Leases {
         self.out.values().map(|lease| lease.expires).min()
     }
 
-    /// Returns whether training microbatches are out.
-    pub fn training_out(&self) -> bool {
-        self.out.last_key_value().is_some_and(|(m, _)| m.split == Split::Train)
-    }
-
     /// Returns whether nothing is out.
     pub fn is_empty(&self) -> bool {
         self.out.is_empty()
     }
 
-    /// Returns the steps whose training microbatches are all settled.
-    pub fn settled_steps(&self) -> InnerStep {
-        InnerStep(self.settled_train.watermark() / self.agenda.microbatches_of_all())
+    /// Returns whether a training microbatch is out.
+    pub fn is_out(&self, index: u64) -> bool {
+        self.out.contains_key(&MicrobatchId::train(index))
+    }
+
+    /// Returns the training microbatches that came back through the whole pipeline at least once.
+    pub fn settled(&self) -> &IndexSet {
+        &self.settled_train
+    }
+
+    /// Returns how far the run is: nothing below is out.
+    pub fn frontier(&self) -> Frontier {
+        let first = |split| self.out.keys().find(|m| m.split == split).map(|m| m.index);
+        let below = |settled: &IndexSet, split| {
+            first(split).map_or(settled.watermark(), |index| index.min(settled.watermark()))
+        };
+        Frontier {
+            train_below: below(&self.settled_train, Split::Train),
+            held_out_below: below(&self.settled_held_out, Split::HeldOut),
+        }
+    }
+
+    /// Returns the highest step of which work is handed out.
+    pub fn highest_step(&self) -> InnerStep {
+        self.highest_step
+    }
+
+    /// Returns how far work is handed out.
+    pub fn handed_out(&self) -> HandedOut {
+        self.handed_out
     }
 
     /// Returns the training index below which everything has been leased, settled or not.
     pub fn leased_below(&self) -> u64 {
-        self.leased_below
+        self.handed_out.train_below
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::spec::tests::spec;
-
-    const PEER: PeerId = PeerId([1; 32]);
-
-    fn leases(ahead: usize) -> Leases {
-        // Two steps of four microbatches, one evaluation of two at the end.
-        Leases::new(Agenda::new(&spec()), InnerStep(0), ahead)
-    }
-
-    fn take(leases: &mut Leases, now: u64) -> Vec<MicrobatchId> {
-        leases.take(Time(now), 100, |_| Some(PEER)).into_iter().map(|(m, _)| m).collect()
-    }
-
-    #[test]
-    fn no_more_is_out_than_allowed_and_everything_comes_once() {
-        let mut leases = leases(3);
-        let mut seen: Vec<MicrobatchId> = Vec::new();
-        loop {
-            let taken = take(&mut leases, 0);
-            assert!(leases.out.len() <= 3);
-            if taken.is_empty() {
-                break;
-            }
-            seen.extend(&taken);
-            for microbatch in taken {
-                assert_eq!(leases.settle(Time(5), microbatch, PEER), Ok(()));
-                assert_eq!(leases.settle(Time(5), microbatch, PEER), Err(Unsettled::Duplicate));
-            }
-        }
-        assert_eq!(seen, Agenda::new(&spec()).from(InnerStep(0)).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_slow_peer_is_given_no_more_than_its_queue_holds() {
-        let (fast, slow) = (PeerId([1; 32]), PeerId([2; 32]));
-        let mut leases = leases(2);
-        let mut out_at_slow = 0;
-        for _ in 0..10 {
-            let taken =
-                leases.take(Time(0), 100, |m| Some(if m.index.is_multiple_of(2) { fast } else { slow }));
-            for (microbatch, to) in taken {
-                if to == fast {
-                    leases.settle(Time(1), microbatch, fast).unwrap();
-                } else {
-                    out_at_slow += 1;
-                }
-            }
-        }
-        assert_eq!(out_at_slow, 2, "the fast one waits rather than the slow one's queue overflow");
-    }
-
-    #[test]
-    fn an_expired_lease_goes_out_again_and_lasts_longer() {
-        let mut leases = leases(1);
-        let microbatch = take(&mut leases, 0)[0];
-        let deadline = leases.deadline().unwrap();
-        assert!(leases.expire(deadline - Span(1)).is_empty());
-        let expired = leases.expire(deadline);
-        assert_eq!(expired, [Expired { microbatch, to: PEER, attempt: Attempt(0) }]);
-        assert_eq!(leases.deadline().unwrap().since(deadline), Span(2 * EXPIRY_FIRST.0));
-    }
-
-    #[test]
-    fn what_was_not_leased_to_a_peer_is_not_settled_by_it() {
-        let mut leases = leases(1);
-        let microbatch = take(&mut leases, 0)[0];
-        assert_eq!(leases.settle(Time(1), microbatch, PeerId([2; 32])), Err(Unsettled::NotLeased));
-        assert_eq!(leases.settle(Time(1), MicrobatchId::train(7), PEER), Err(Unsettled::NotLeased));
-    }
-
-    #[test]
-    fn a_stop_lets_the_begun_step_end() {
-        let mut leases = leases(2);
-        let begun = take(&mut leases, 0);
-        assert_eq!(leases.stop(), InnerStep(1));
-        let mut trained = begun.clone();
-        for m in begun {
-            leases.settle(Time(1), m, PEER).unwrap();
-        }
-        loop {
-            let more = take(&mut leases, 1);
-            if more.is_empty() {
-                break;
-            }
-            trained.extend(&more);
-            more.into_iter().for_each(|m| leases.settle(Time(2), m, PEER).unwrap());
-        }
-        assert_eq!(trained, (0..4).map(MicrobatchId::train).collect::<Vec<_>>());
-        assert_eq!((leases.settled_steps(), leases.is_empty()), (InnerStep(1), true));
-    }
-}
+mod tests;

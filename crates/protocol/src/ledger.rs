@@ -1,130 +1,427 @@
-//! The ledger: each (microbatch, stage) is credited exactly once, on a receipt that its receiver signed.
+//! The ledger: each (microbatch, stage) is credited exactly once, on a receipt that its receiver signed, and stays credited
+//! only if a commit holds it.
 //!
-//! Owns the sums and the checks of receipts against the plan. Knows nothing of storage.
+//! Owns the sums, the checks of receipts against the plan, and what has to be done again because it was lost with a peer.
+//! Knows nothing of storage, leases or messages.
 
-use crate::agenda::Agenda;
-use crate::ids::{Digest, InnerStep, StageId};
+use crate::accounts::Accounts;
+use crate::ids::{Digest, InnerStep, PeerId, SeatId, StageId};
 use crate::index_set::IndexSet;
-use crate::plan::Plan;
+use crate::plan::{Member, Plan};
 use crate::receipt::{Receipt, ReceiptError};
+use crate::work::{Needs, Trained};
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
-/// The credits of a run since its start or last resume.
-#[derive(Clone, Debug)]
+/// When credit cannot be lost with a peer any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finality {
+    /// When a commit holds the worker's contribution.
+    Commits,
+    /// At once: what a stage's only replica has, the stage has.
+    AtOnce,
+}
+
+/// A credit that no commit holds yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Open {
+    seat: SeatId,
+    step: InnerStep,
+}
+
+/// A stage's page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Page {
+    /// Part of the stage's weights.
+    held: IndexSet,
+    /// The part of `held` that the stage's durable checkpoint has.
+    durable: IndexSet,
+    /// The rest of it: whose, and in which of their steps.
+    since: BTreeMap<u64, (SeatId, InnerStep)>,
+    #[serde(skip)]
+    open: BTreeMap<u64, Open>,
+}
+
+/// A seat as far as credit is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seat {
+    peer: PeerId,
+    stage: StageId,
+    /// What it trained in steps below this one is committed.
+    committed_below: InnerStep,
+}
+
+/// What the first stage's work still lacks: the word of the stage after it, or the return of the backward.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct First {
+    attested: BTreeMap<u64, SeatId>,
+    returned: BTreeMap<u64, (SeatId, InnerStep)>,
+}
+
+/// The credits of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     run: Digest,
-    stages: Vec<IndexSet>,
-    duplicates: u64,
+    finality: Finality,
+    pages: Vec<Page>,
+    seats: BTreeMap<SeatId, Seat>,
+    /// What is to be done again, and at which stages; leased from here.
+    redo: BTreeMap<u64, BTreeSet<StageId>>,
+    /// What was lost once, so that its later credit counts as redone.
+    lost: BTreeSet<(StageId, u64)>,
+    accounts: Accounts,
+    #[serde(skip)]
+    first: First,
 }
 
 impl Ledger {
-    /// Opens the ledger at a step: what lies before is credited already.
-    pub fn new(run: Digest, agenda: &Agenda, stages: u16, start: InnerStep) -> Self {
-        let first = agenda.training_of(start).start;
-        Self { run, stages: (0..stages).map(|_| IndexSet::starting_at(first)).collect(), duplicates: 0 }
+    /// Opens the ledger: `first` is the lowest training index of the run's part; `end` is where it starts, below which all
+    /// is credited but for `holes`, given by stage.
+    pub fn new(
+        run: Digest,
+        finality: Finality,
+        stages: u16,
+        (first, end): (u64, u64),
+        holes: &[(StageId, u64)],
+    ) -> Self {
+        let page = |stage: u16| {
+            let lacks = |index: &u64| holes.contains(&(StageId(stage), *index));
+            let mut held = IndexSet::starting_at(first);
+            (first..end).filter(|index| !lacks(index)).for_each(|index| {
+                held.insert(index);
+            });
+            Page { durable: held.clone(), held, since: BTreeMap::new(), open: BTreeMap::new() }
+        };
+        let mut redo: BTreeMap<u64, BTreeSet<StageId>> = BTreeMap::new();
+        for (stage, index) in holes {
+            redo.entry(*index).or_default().insert(*stage);
+        }
+        Self {
+            run,
+            finality,
+            pages: (0..stages).map(page).collect(),
+            seats: BTreeMap::new(),
+            redo,
+            lost: holes.iter().copied().collect(),
+            accounts: Accounts::default(),
+            first: First::default(),
+        }
     }
 
-    /// Checks a receipt and credits what is new in it; returns which microbatches those are.
+    /// Returns how many stages it is of.
+    pub fn stages(&self) -> u16 {
+        self.pages.len() as u16
+    }
+
+    /// Goes back to the durable checkpoints of all stages, whose work starts at `end`: nobody has anything else any more.
+    pub fn go_back(&mut self, end: u64) {
+        for seat in self.seats.keys().copied().collect::<Vec<_>>() {
+            self.lose(seat);
+        }
+        for stage in (0..self.stages()).map(StageId) {
+            self.lose_stage(stage);
+        }
+        self.seats.clear();
+        self.first = First::default();
+        // What lies behind the checkpoint is handed out anew in any case.
+        self.redo.clear();
+        for (stage, index) in self.durable_holes(end) {
+            self.redo.entry(index).or_default().insert(stage);
+        }
+    }
+
+    /// Notes that a peer takes a seat.
+    pub fn seat(&mut self, member: &Member) {
+        let seat = Seat { peer: member.peer, stage: member.place.stage, committed_below: InnerStep(0) };
+        self.seats.entry(member.seat).or_insert(seat);
+    }
+
+    /// Returns whether a seat is of a stage.
+    pub fn is_of_stage(&self, seat: SeatId, stage: StageId) -> bool {
+        self.seats.get(&seat).is_some_and(|seat| seat.stage == stage)
+    }
+
+    /// Checks a receipt and credits what is new in it; returns that.
     ///
     /// The receiver of stage 0's work is stage 1, which takes its activations; of every other stage, the stage before,
     /// which takes its gradients. `leased_below` bounds the indices that can have been worked on.
+    ///
+    /// # Errors
+    /// The receipt is not one that this signer can give, or the worker has lost the seat in which it did the work.
     pub fn credit(
         &mut self,
         receipt: &Receipt,
         plan: &Plan,
         leased_below: u64,
-    ) -> Result<Vec<u64>, ReceiptError> {
+    ) -> Result<Vec<Trained>, ReceiptError> {
         receipt.verify(self.run)?;
         let statement = &receipt.statement;
         let stage = statement.stage;
-        if plan.place_of(statement.worker).is_none_or(|place| place.stage != stage) {
-            return Err(ReceiptError::NotHolder);
-        }
         let receiver = StageId(if stage.0 == 0 { 1 } else { stage.0 - 1 });
         if plan.place_of(statement.by).is_none_or(|place| place.stage != receiver) {
             return Err(ReceiptError::NotReceiver);
         }
-        if statement.microbatches.iter().any(|index| *index >= leased_below) {
+        if statement.microbatches.iter().any(|trained| trained.index >= leased_below) {
             return Err(ReceiptError::NeverLeased);
         }
-        Ok(self.add(stage, &statement.microbatches))
+        match plan.member(statement.worker) {
+            Some(member) if member.place.stage != stage => return Err(ReceiptError::NotHolder),
+            Some(member) if member.seat == statement.seat => {}
+            Some(_) | None => {
+                let seat = self.seats.get(&statement.seat).map(|seat| (seat.peer, seat.stage));
+                return Err(if seat == Some((statement.worker, stage)) {
+                    ReceiptError::OldSeat
+                } else {
+                    ReceiptError::NotHolder
+                });
+            }
+        }
+        let seat = statement.seat;
+        if stage == StageId(0) {
+            let attested = statement.microbatches.iter().map(|trained| trained.index);
+            return Ok(attested.filter_map(|index| self.attest(index, seat)).collect());
+        }
+        let trained = statement.microbatches.iter().copied();
+        Ok(trained.filter(|trained| self.add(stage, seat, *trained)).collect())
     }
 
-    /// Credits work that the coordinator itself received: that of a pipeline of a single stage.
-    pub fn credit_own(&mut self, index: u64) -> Vec<u64> {
-        self.add(StageId(0), &[index])
+    fn attest(&mut self, index: u64, seat: SeatId) -> Option<Trained> {
+        match self.first.returned.get(&index) {
+            Some((by, step)) if *by == seat => {
+                let trained = Trained { index, step: *step };
+                self.first.returned.remove(&index);
+                self.add(StageId(0), seat, trained).then_some(trained)
+            }
+            Some(_) | None => {
+                if !self.is_credited(StageId(0), index) {
+                    self.first.attested.insert(index, seat);
+                }
+                None
+            }
+        }
     }
 
-    fn add(&mut self, stage: StageId, indices: &[u64]) -> Vec<u64> {
-        let Some(credited) = self.stages.get_mut(usize::from(stage.0)) else { return Vec::new() };
-        let new: Vec<u64> = indices.iter().copied().filter(|index| credited.insert(*index)).collect();
-        self.duplicates += (indices.len() - new.len()) as u64;
-        new
+    /// Notes that a backward came back to the first stage, whose part is credited by it where the stage after has attested
+    /// it, or where there is none; returns what is new.
+    pub fn returned(&mut self, seat: SeatId, trained: Trained) -> Option<Trained> {
+        let Trained { index, step } = trained;
+        let attested = self.pages.len() == 1 || self.first.attested.get(&index) == Some(&seat);
+        if attested {
+            self.first.attested.remove(&index);
+            return self.add(StageId(0), seat, trained).then_some(trained);
+        }
+        if !self.is_credited(StageId(0), index) {
+            self.first.returned.insert(index, (seat, step));
+        }
+        None
+    }
+
+    /// Credits a microbatch to a seat; returns whether that is new.
+    fn add(&mut self, stage: StageId, seat: SeatId, trained: Trained) -> bool {
+        let Trained { index, step } = trained;
+        let Some(at) = self.seats.get(&seat).copied() else { return false };
+        let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return false };
+        let known = page.open.get(&index).map(|open| open.seat).or(page.since.get(&index).map(|(by, _)| *by));
+        if known == Some(seat) {
+            return false;
+        }
+        if known.is_some() || page.held.contains(index) {
+            self.accounts.of(stage, at.peer).duplicate += 1;
+            return false;
+        }
+        let committed = step < at.committed_below || self.finality == Finality::AtOnce;
+        if committed {
+            page.held.insert(index);
+            page.since.insert(index, (seat, step));
+        } else {
+            page.open.insert(index, Open { seat, step });
+        }
+        let sums = self.accounts.of(stage, at.peer);
+        sums.trained += 1;
+        sums.redone += u64::from(self.lost.remove(&(stage, index)));
+        self.forget_redo(stage, index);
+        true
+    }
+
+    fn forget_redo(&mut self, stage: StageId, index: u64) {
+        if let Some(stages) = self.redo.get_mut(&index) {
+            stages.remove(&stage);
+            if stages.is_empty() {
+                self.redo.remove(&index);
+            }
+        }
+    }
+
+    /// Hears that a commit holds the contributions of these seats, each of weights that had seen so many steps.
+    pub fn committed(&mut self, contributions: &[(SeatId, InnerStep)]) {
+        for (seat, seen) in contributions {
+            if let Some(seat) = self.seats.get_mut(seat) {
+                seat.committed_below = seat.committed_below.max(*seen);
+            }
+        }
+        let seats = &self.seats;
+        for page in &mut self.pages {
+            let in_it =
+                |open: &Open| seats.get(&open.seat).is_some_and(|seat| open.step < seat.committed_below);
+            for (index, open) in page.open.extract_if(.., |_, open| in_it(open)) {
+                page.held.insert(index);
+                page.since.insert(index, (open.seat, open.step));
+            }
+        }
+    }
+
+    /// Takes back what a lost seat was credited with and no commit holds; it is to be done again. Returns how many.
+    pub fn lose(&mut self, seat: SeatId) -> u64 {
+        let Some(Seat { peer, stage, .. }) = self.seats.get(&seat).copied() else { return 0 };
+        self.first.attested.retain(|_, by| *by != seat);
+        self.first.returned.retain(|_, (by, _)| *by != seat);
+        let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
+        let lost: Vec<u64> =
+            page.open.extract_if(.., |_, open| open.seat == seat).map(|(at, _)| at).collect();
+        self.take_back(stage, peer, &lost);
+        lost.len() as u64
+    }
+
+    /// Goes back to a stage's durable checkpoint, because nobody has its weights any more. Returns how many microbatches
+    /// are to be done again.
+    pub fn lose_stage(&mut self, stage: StageId) -> u64 {
+        let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
+        page.held = page.durable.clone();
+        let since = core::mem::take(&mut page.since);
+        let mut by_peer: BTreeMap<PeerId, Vec<u64>> = BTreeMap::new();
+        for (index, (seat, _)) in since {
+            if let Some(seat) = self.seats.get(&seat) {
+                by_peer.entry(seat.peer).or_default().push(index);
+            }
+        }
+        let count = by_peer.values().map(|lost| lost.len() as u64).sum();
+        for (peer, lost) in by_peer {
+            self.take_back(stage, peer, &lost);
+        }
+        count
+    }
+
+    fn take_back(&mut self, stage: StageId, peer: PeerId, lost: &[u64]) {
+        for index in lost {
+            self.redo.entry(*index).or_default().insert(stage);
+            self.lost.insert((stage, *index));
+        }
+        let sums = self.accounts.of(stage, peer);
+        sums.trained = sums.trained.saturating_sub(lost.len() as u64);
+        sums.lost += lost.len() as u64;
+    }
+
+    /// Hears that all stages' checkpoints at a border are durable.
+    pub fn durable(&mut self, border: InnerStep) {
+        for page in &mut self.pages {
+            for (index, _) in page.since.extract_if(.., |_, (_, step)| *step < border) {
+                page.durable.insert(index);
+            }
+        }
+    }
+
+    /// Looks for what went all the way through the pipeline without being credited at every stage, because who had to
+    /// receipt it was lost first; it is to be done again. Returns how many microbatches.
+    pub fn find_missing(&mut self, below: u64, settled: &IndexSet, is_out: impl Fn(u64) -> bool) -> u64 {
+        let mut found = BTreeSet::new();
+        for (stage, page) in (0..).map(StageId).zip(&self.pages) {
+            let missing = page.held.missing_below(below).filter(|index| {
+                settled.contains(*index) && !page.open.contains_key(index) && !is_out(*index)
+            });
+            for index in missing {
+                if self.redo.entry(index).or_default().insert(stage) {
+                    found.insert(index);
+                }
+            }
+        }
+        found.len() as u64
+    }
+
+    /// Returns the lowest microbatch that is to be done again and is not under way.
+    pub fn redo_from_free(&self, is_out: impl Fn(u64) -> bool) -> Option<u64> {
+        self.redo.keys().copied().find(|index| !is_out(*index))
+    }
+
+    /// Takes a microbatch that is to be done again, for the stages that lack it.
+    pub fn take_redo(&mut self, index: u64) -> Option<Needs> {
+        self.redo.remove(&index).map(|stages| Needs::Only(stages.into_iter().collect()))
+    }
+
+    /// Returns the lowest index that is to be done again.
+    pub fn redo_from(&self) -> Option<u64> {
+        self.redo.keys().next().copied()
+    }
+
+    /// Returns the stages at which a microbatch is not credited.
+    pub fn lacking(&self, index: u64) -> Vec<StageId> {
+        let stages = (0..self.pages.len() as u16).map(StageId);
+        stages.filter(|stage| !self.is_credited(*stage, index)).collect()
+    }
+
+    /// Returns whether a microbatch is credited at a stage, by a commit or on the way to one.
+    pub fn is_credited(&self, stage: StageId, index: u64) -> bool {
+        let page = self.pages.get(usize::from(stage.0));
+        page.is_some_and(|page| page.held.contains(index) || page.open.contains_key(&index))
+    }
+
+    /// Returns whether receipts may still be on their way for a stage's work below an index: something came back through
+    /// the whole pipeline, is not credited, and is not going to be done again.
+    pub fn awaits_receipts(&self, stage: StageId, below: u64, settled: &IndexSet) -> bool {
+        let Some(page) = self.pages.get(usize::from(stage.0)) else { return false };
+        page.held.missing_below(below.min(settled.watermark())).any(|index| {
+            let redone = self.redo.get(&index).is_some_and(|stages| stages.contains(&stage));
+            !page.open.contains_key(&index) && !redone
+        })
+    }
+
+    /// Returns whether every stage is credited for all below an index.
+    pub fn all_credited(&self, below: u64) -> bool {
+        let open = |page: &Page| page.held.missing_below(below).all(|index| page.open.contains_key(&index));
+        self.pages.iter().all(open)
+    }
+
+    /// Returns whether commits hold all below an index at every stage.
+    pub fn all_held(&self, below: u64) -> bool {
+        self.pages.iter().all(|page| page.held.watermark() >= below)
+    }
+
+    /// Returns whether a commit of these contributions would hold all below an index at every stage.
+    pub fn all_held_with(&self, below: u64, contributions: &[(SeatId, InnerStep)]) -> bool {
+        let held =
+            |open: &Open| contributions.iter().any(|(seat, seen)| *seat == open.seat && open.step < *seen);
+        let whole =
+            |page: &Page| page.held.missing_below(below).all(|index| page.open.get(&index).is_some_and(held));
+        self.pages.iter().all(whole)
+    }
+
+    /// Lists what the durable checkpoint lacks below an index, by stage.
+    pub fn durable_holes(&self, below: u64) -> Vec<(StageId, u64)> {
+        let pages = (0..).map(StageId).zip(&self.pages);
+        let holes = pages.map(|(stage, page)| page.durable.missing_below(below).map(move |at| (stage, at)));
+        holes.flatten().collect()
     }
 
     /// Returns the microbatches credited for each stage.
     pub fn credited(&self) -> Vec<u64> {
-        self.stages.iter().map(IndexSet::len).collect()
+        self.pages.iter().map(|page| page.held.len() + page.open.len() as u64).collect()
     }
 
-    /// Returns how often work was receipted that was credited already.
+    /// Returns how often work was receipted that was credited to another.
     pub fn duplicates(&self) -> u64 {
-        self.duplicates
+        self.accounts.by_stage(self.pages.len() as u16, |sums| sums.duplicate).iter().sum()
+    }
+
+    /// Returns, for each stage, the microbatches that were done again because they were lost with a peer.
+    pub fn redone(&self) -> Vec<u64> {
+        self.accounts.by_stage(self.pages.len() as u16, |sums| sums.redone)
+    }
+
+    /// Returns who has trained what.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::{PeerId, PlanNumber, ReplicaId};
-    use crate::plan::{Member, Place};
-    use crate::receipt::Statement;
-    use crate::spec::tests::spec;
-    use bytes::Bytes;
-    use ed25519_dalek::SigningKey;
-
-    const RUN: Digest = Digest([3; 32]);
-
-    fn key(stage: u8) -> SigningKey {
-        SigningKey::from_bytes(&[stage + 1; 32])
-    }
-
-    fn id(stage: u8) -> PeerId {
-        PeerId(key(stage).verifying_key().to_bytes())
-    }
-
-    fn plan() -> Plan {
-        let member = |stage: u8| Member {
-            peer: id(stage),
-            place: Place { stage: StageId(u16::from(stage)), replica: ReplicaId(0) },
-            address: Bytes::new(),
-        };
-        Plan { number: PlanNumber(1), coordinator: id(9), members: (0..3).map(member).collect() }
-    }
-
-    fn receipt(stage: u16, worker: u8, by: u8, microbatches: &[u64]) -> Receipt {
-        let statement = Statement {
-            run: RUN,
-            stage: StageId(stage),
-            worker: id(worker),
-            by: id(by),
-            microbatches: microbatches.to_vec(),
-        };
-        Receipt::sign(statement, &key(by))
-    }
-
-    #[test]
-    fn work_is_credited_once_and_only_on_its_receivers_word() {
-        let mut ledger = Ledger::new(RUN, &Agenda::new(&spec()), 3, InnerStep(0));
-        let plan = plan();
-        let mut credit = |r: Receipt| ledger.credit(&r, &plan, 4);
-        assert_eq!(credit(receipt(1, 1, 0, &[0, 1])), Ok(alloc::vec![0, 1]));
-        assert_eq!(credit(receipt(1, 1, 0, &[1, 2, 2])), Ok(alloc::vec![2]));
-        assert_eq!(credit(receipt(0, 0, 1, &[0])), Ok(alloc::vec![0]));
-        assert_eq!(credit(receipt(1, 1, 2, &[3])), Err(ReceiptError::NotReceiver));
-        assert_eq!(credit(receipt(1, 2, 0, &[3])), Err(ReceiptError::NotHolder));
-        assert_eq!(credit(receipt(1, 1, 0, &[4])), Err(ReceiptError::NeverLeased));
-        assert_eq!(credit(receipt(7, 1, 0, &[0])), Err(ReceiptError::NotHolder));
-        assert_eq!((ledger.credited(), ledger.duplicates()), (alloc::vec![1, 3, 0], 2));
-    }
-}
+mod tests;

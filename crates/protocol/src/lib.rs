@@ -5,24 +5,28 @@
 
 extern crate alloc;
 
+pub mod accounts;
 pub mod agenda;
 pub mod book;
 pub mod coordinator;
 pub mod durable;
 pub mod event;
 pub mod handshake;
+pub mod homes;
 pub mod ids;
 pub mod index_set;
 pub mod lease;
 pub mod ledger;
 pub mod message;
 pub mod node;
+mod paces;
 pub mod pipeline;
 pub mod plan;
 pub mod port;
 pub mod rebalance;
 pub mod receipt;
 pub mod rehearsal;
+mod roster;
 pub mod route;
 pub mod router;
 mod running;
@@ -31,4 +35,5 @@ pub mod suspicion;
 pub mod sync;
 pub mod time;
 pub mod wire;
+pub mod work;
 pub mod worker;

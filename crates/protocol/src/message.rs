@@ -5,10 +5,12 @@
 use crate::ids::{
     Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, StageId, WeightVersion,
 };
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
 use crate::receipt::Receipt;
 use crate::sync::say::Say;
+use crate::sync::state::StateSay;
 use crate::time::Span;
+use crate::work::{Frontier, Needs};
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -16,6 +18,9 @@ use serde::{Deserialize, Serialize};
 
 /// Microbatches in one lease message.
 pub const LEASE_MICROBATCHES_MAX: usize = 1024;
+
+/// Shards on its disk that a peer may name when it joins: two of each place of a stage that was once held here.
+pub const HELD_MAX: usize = 64;
 
 /// Longest name, address or reason in a message, in bytes: enough for an error with its path, too little to fill a disk.
 pub const TEXT_BYTES_MAX: usize = 2048;
@@ -25,17 +30,68 @@ pub const TEXT_BYTES_MAX: usize = 2048;
 pub enum Message {
     /// Worker to coordinator: asks for a place.
     Join(Join),
-    /// Coordinator to worker: the plan, and the checkpoint to continue from.
+    /// Coordinator to worker that has no place yet: where it stands, and why it waits.
+    Waiting {
+        /// Peers that are served before it.
+        ahead: u32,
+        /// What it waits for.
+        why: Wait,
+    },
+    /// Coordinator to worker: the plan, and where its weights come from.
     Placed {
         /// Who holds what.
         plan: Plan,
-        /// The step to continue from; a fresh run starts at 0 from the seed.
+        /// Where to start from; a fresh run starts at 0 from the seed.
         start: Start,
+        /// How far the run is.
+        frontier: Frontier,
+    },
+    /// Coordinator to all members: a later plan. Work that was with a peer that it no longer names goes to others.
+    Roster {
+        /// Who holds what from now on.
+        plan: Plan,
+        /// Steps before this one may have lost work with a peer: their sums take gradients in the order in which they come.
+        disturbed_below: InnerStep,
     },
     /// Worker to coordinator: weights are in place, neighbours are connected.
     Ready {
-        /// The plan it is ready for.
+        /// The plan it was placed by.
         plan: PlanNumber,
+        /// The outer step whose agreed weights it has from other replicas, if it has them from there.
+        holds: Option<OuterStep>,
+    },
+    /// Coordinator to a worker that joined under way: take part from here on.
+    Enter {
+        /// The open outer step, to which it contributes nothing yet; `None` where replicas do not exchange weights.
+        outer: Option<OuterStep>,
+        /// The inner step at which it enters: the border of that outer step.
+        step: InnerStep,
+    },
+    /// Worker to coordinator: it is there.
+    Beat,
+    /// Worker to coordinator, on a connection made anew: it is a member still, and says again what is not committed.
+    Present {
+        /// The plan it knows.
+        plan: PlanNumber,
+    },
+    /// Coordinator to members: who may be gone; they get no new work.
+    Suspects(Vec<PeerId>),
+    /// Coordinator to members: how far the run is.
+    Frontier(Frontier),
+    /// Coordinator to members: all work of the run is credited; agree for the last time, evaluate and save.
+    Close {
+        /// The outer step in which to agree, where replicas exchange weights.
+        outer: Option<OuterStep>,
+    },
+    /// Worker to coordinator: it has to leave, and would like to hand in what it has.
+    Leaving {
+        /// How long it can stay.
+        notice: Span,
+    },
+    /// Coordinator to a peer that is no member any longer.
+    Removed {
+        /// Why.
+        why: Removal,
     },
     /// Coordinator to a stage-0 replica: microbatches to feed into the pipeline.
     Lease {
@@ -43,6 +99,8 @@ pub enum Message {
         microbatches: Vec<MicrobatchId>,
         /// Which try this is.
         attempt: Attempt,
+        /// Which stages are to train them.
+        needs: Needs,
         /// How long until they are leased again.
         expires_in: Span,
     },
@@ -65,11 +123,21 @@ pub enum Message {
         microbatch: MicrobatchId,
         /// The try.
         attempt: Attempt,
+        /// The optimizer step whose sum has it, if the first stage trained it.
+        trained: Option<InnerStep>,
+    },
+    /// Stage to a replica of the next stage: this microbatch falls to it and does not come by this way; it need not be waited
+    /// for.
+    Diverted {
+        /// Which.
+        microbatch: MicrobatchId,
     },
     /// Worker to coordinator: work it received from others.
     Receipts(Vec<Receipt>),
     /// Among the replicas of a stage and the coordinator: about an outer step.
     Sync(Say),
+    /// Among the replicas of a stage: the state that a newcomer starts from.
+    State(StateSay),
     /// Worker to coordinator: an optimizer step is done.
     Stepped(StepReport),
     /// Worker to coordinator: the state after a step is on disk.
@@ -118,6 +186,71 @@ pub struct Join {
     pub device: String,
     /// Measured matrix-multiplication peak, FLOP/s; 0 when unknown.
     pub peak_flops: u64,
+    /// Checkpoints that it has on its disk.
+    pub held: Vec<Held>,
+}
+
+/// A place's checkpoint on a peer's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Whose it was.
+    pub place: Place,
+    /// Steps taken before it.
+    pub step: InnerStep,
+    /// Digest of its contents.
+    pub digest: Digest,
+}
+
+/// Why a peer that asked for a place has none yet; the code is the variant's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Wait {
+    /// The run begins when every place has a peer.
+    #[error("the run begins when every place of the plan has a peer")]
+    AwaitsPeers,
+    /// Every place is taken; it is the spare for the next that is free.
+    #[error("every place is taken, it takes the next that is free")]
+    NoVacancy,
+    /// The stage it asks for has no free place.
+    #[error("the stage it asks for has no free place")]
+    StageTaken,
+    /// Places are free, but in each the weights are with peers or on disks that are not here.
+    #[error("the free place needs a checkpoint that this peer does not have")]
+    NoShard,
+    /// The run is about to end.
+    #[error("the run is about to end")]
+    Closing,
+    /// Replicas that average each step's gradient take nobody in under way.
+    #[error("replicas that average gradients take nobody in before the next start of the run")]
+    NotUnderWay,
+}
+
+/// Why a peer is no member any longer; the code is the variant's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Removal {
+    /// Nothing was heard of it for too long.
+    #[error("nothing was heard of it for too long")]
+    Silent,
+    /// Its connection is gone.
+    #[error("its connection is gone")]
+    Disconnected,
+    /// It was started anew, without what it held.
+    #[error("it was started anew")]
+    Restarted,
+    /// It left, as it had said.
+    #[error("it left")]
+    Left,
+    /// Its device, disk or data failed.
+    #[error("it failed")]
+    Failed,
+    /// The other replicas went on from other weights than its own.
+    #[error("the other replicas of its stage went on without it")]
+    Excluded,
+    /// Another stage needs it more; it is placed there when it asks again.
+    #[error("another stage needs it more")]
+    Moved,
+    /// It is in no plan that the coordinator knows.
+    #[error("it is in no plan that the coordinator knows")]
+    Unknown,
 }
 
 /// Where a worker starts from.
@@ -130,6 +263,15 @@ pub enum Start {
         /// Steps taken before it.
         step: InnerStep,
         /// Digest of its contents.
+        digest: Digest,
+        /// Whose checkpoint it is: its own place's, or another replica's, whose debts are then not taken over.
+        of: Place,
+    },
+    /// From the weights that the live replicas of the stage agreed on, which they send.
+    Replicas {
+        /// The outer step that they committed last.
+        outer: OuterStep,
+        /// Digest of the weights that they agreed on.
         digest: Digest,
     },
 }
@@ -145,6 +287,10 @@ pub struct Tensor {
     pub stage: StageId,
     /// The version of the weights that made it.
     pub version: WeightVersion,
+    /// Which stages are to train the microbatch in this try.
+    pub needs: Needs,
+    /// For a gradient: the optimizer step of its sender whose sum has the microbatch, if the sender trained it.
+    pub trained: Option<InnerStep>,
     /// Little-endian numbers of the wire format, [microbatch, sequence, k]; sent beside the header.
     #[serde(skip)]
     pub payload: Bytes,
@@ -159,6 +305,8 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// The learning rate of the step.
     pub learning_rate: f64,
+    /// Microbatches in its sum.
+    pub microbatches: u32,
     /// Time in forward, backward and optimizer.
     pub compute: Span,
     /// Part of it spent turning tensors into bytes and back.
@@ -185,6 +333,8 @@ pub enum Outcome {
         /// Steps taken.
         step: InnerStep,
     },
+    /// This peer has left, and the run goes on without it.
+    Left,
     /// It cannot go on; continues from the last checkpoint.
     Failed {
         /// Why, in words.
@@ -270,6 +420,18 @@ pub enum Refusal {
         /// The microbatch.
         microbatch: MicrobatchId,
     },
+    /// The peer is about to leave and takes no work that it could not hand in.
+    #[error("about to leave, {microbatch} is not taken")]
+    Leaves {
+        /// The microbatch.
+        microbatch: MicrobatchId,
+    },
+    /// A request for a state that is not held, because the stage has gone on or has not begun.
+    #[error("the agreed state of outer step {} is not held here", .outer.0)]
+    NoState {
+        /// The outer step.
+        outer: OuterStep,
+    },
     /// A loss that is not a number.
     #[error("loss of {microbatch} is not finite")]
     LossNotFinite {
@@ -331,6 +493,16 @@ pub enum Refusal {
         blob: Digest,
         /// The chunk.
         chunk: u32,
+    },
+    /// More entries than the protocol allows.
+    #[error("field `{field}` has {got} entries, at most {max} are allowed")]
+    TooMany {
+        /// The field.
+        field: String,
+        /// How many.
+        got: u64,
+        /// The bound.
+        max: u64,
     },
     /// A name, address or reason that is longer than the protocol allows.
     #[error("field `{field}` has {got} bytes, at most {max} are allowed")]

@@ -1,24 +1,30 @@
 //! A stage's queue: which computation is next, and what is kept until its backward returns.
 //!
-//! Owns the order of work (backward before forward), the gates of the schedules, and every bound on the queue. Knows
-//! nothing of peers' addresses, of messages, or of how a computation is done.
+//! Owns the order of work (backward before forward), the gates of the schedules, what has been trained here, and every bound
+//! on the queue. Knows nothing of peers' addresses, of messages, or of how a computation is done.
+
+mod agreeing;
+mod agreement;
+pub mod kept;
+mod steps;
+#[cfg(test)]
+mod tests;
 
 use crate::agenda::{Agenda, Exchanges, Order};
-use crate::ids::{Attempt, InnerStep, MicrobatchId, OuterStep, PeerId, ReplicaId, Split, WeightVersion};
+use crate::homes::Homes;
+use crate::ids::{
+    Attempt, InnerStep, MicrobatchId, OuterStep, PeerId, ReplicaId, Split, StageId, WeightVersion,
+};
 use crate::index_set::IndexSet;
 use crate::message::Refusal;
+use crate::pipeline::agreement::Agreement;
+use crate::pipeline::kept::{Asker, Kept, Returned, Sent};
+use crate::port::Duty;
 use crate::spec::{RunSpec, Schedule};
+use crate::time::Time;
+use crate::work::{Frontier, Needs};
 use alloc::collections::BTreeMap;
 use bytes::Bytes;
-
-/// Where a microbatch came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A lease: this is the first stage, which reads tokens.
-    Lease,
-    /// The peer of the stage before.
-    Peer(PeerId),
-}
 
 /// A computation that may start now.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,11 +44,15 @@ pub enum Task {
         input: Option<Bytes>,
         /// The gradient of the boundary output; the last stage has none.
         gradient: Option<Bytes>,
+        /// Whether the stage trains by it.
+        duty: Duty,
     },
     /// An optimizer step.
     Step {
         /// Which.
         step: InnerStep,
+        /// Microbatches in its sum.
+        microbatches: u32,
     },
     /// A checkpoint at a border.
     Save {
@@ -53,6 +63,8 @@ pub enum Task {
     Snapshot {
         /// For which outer step.
         outer: OuterStep,
+        /// Microbatches in the sum of the present step.
+        microbatches: u32,
     },
     /// Going over to what the replicas agreed on.
     Adopt {
@@ -61,70 +73,48 @@ pub enum Task {
     },
 }
 
-/// Where the stage stands with the other replicas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Agreement {
-    /// In no exchange.
-    None,
-    /// The exchange goes on; computing goes on until the cut-over.
-    Open { outer: OuterStep, cutover: u64 },
-    /// It is committed; at the cut-over the stage goes over to it.
-    Committed { outer: OuterStep, cutover: u64 },
-}
-
 /// What became of an offered tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offered {
     /// It is in the queue.
     Queued,
-    /// It was here already.
+    /// It is under way here already; who offered it gets the answer too.
+    Merged,
+    /// It is settled everywhere and changes nothing.
     Duplicate,
 }
 
-/// A microbatch between its arrival and the end of its work here.
-#[derive(Clone, Debug)]
-struct Kept {
-    origin: Origin,
-    attempt: Attempt,
-    input: Option<Bytes>,
-    version: WeightVersion,
-    /// The replica of the next stage that has it; `None` until the forward is done, and at the last stage.
-    sent_to: Option<PeerId>,
-}
-
-/// What a finished backward leaves to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Returned {
-    /// Where the microbatch came from, and its gradient goes.
-    pub origin: Origin,
-    /// The try.
-    pub attempt: Attempt,
-    /// The replica of the next stage whose gradient it was.
-    pub from_next: Option<PeerId>,
-    /// Versions between its forward and its backward.
-    pub staleness: u64,
-}
-
-/// The queue of one stage.
+/// The queue of one stage's replica.
 #[derive(Debug)]
 pub struct Pipeline {
     agenda: Agenda,
+    stage: StageId,
     replica: ReplicaId,
+    /// Which training microbatches fall to whom.
+    homes: Homes,
     ordered: bool,
     in_flight_max: usize,
     waiting_max: usize,
     version: u64,
     waiting: BTreeMap<Order, Kept>,
     kept: BTreeMap<u64, Kept>,
+    /// What has come back from the next stage; `None` at the last one.
     gradients: BTreeMap<u64, Option<Bytes>>,
-    backwarded: IndexSet,
+    /// What is in this replica's weights or sums, and since which of its steps.
+    trained: BTreeMap<u64, InnerStep>,
+    /// Of what falls to this replica, counted in its own order: what is trained, or need not be waited for.
+    accounted: IndexSet,
+    /// Likewise of what is evaluated.
     evaluated: IndexSet,
-    backwarded_in_step: u64,
+    /// Microbatches in the sum of the present step.
+    in_sum: u32,
+    /// The step from which work is not taken any more: the peer is about to leave.
+    until: Option<InnerStep>,
+    frontier: Frontier,
+    /// Steps below it may have lost work with a peer, so that nobody waits for a certain order.
+    disturbed_below: InnerStep,
     busy: Option<Busy>,
-    snapshot_due: Option<OuterStep>,
     agreement: Agreement,
-    /// Whether the gradient of the current step is already the mean of all replicas.
-    gradients_agreed: bool,
     save_due: Option<InnerStep>,
     drain: Option<InnerStep>,
 }
@@ -141,27 +131,32 @@ enum Busy {
 
 impl Pipeline {
     /// Makes the queue of a stage's replica whose weights have seen `start` steps.
-    pub fn new(spec: &RunSpec, start: InnerStep, replica: ReplicaId) -> Self {
+    pub fn new(spec: &RunSpec, start: InnerStep, stage: StageId, replica: ReplicaId) -> Self {
         let agenda = Agenda::new(spec);
         let in_flight_max = spec.pipeline.in_flight_max as usize;
+        let homes = Homes::equal(&agenda);
         Self {
             ordered: spec.pipeline.schedule == Schedule::Flush,
             in_flight_max,
-            waiting_max: in_flight_max + lease_ahead(spec),
+            waiting_max: in_flight_max + lease_ahead(spec) * usize::from(spec.pipeline.replicas),
             version: start.0,
             waiting: BTreeMap::new(),
             kept: BTreeMap::new(),
             gradients: BTreeMap::new(),
-            backwarded: IndexSet::starting_at(agenda.share_below(agenda.training_of(start).start, replica)),
+            trained: BTreeMap::new(),
+            accounted: IndexSet::starting_at(homes.share_below(agenda.training_of(start).start, replica)),
             evaluated: IndexSet::starting_at(agenda.share_below(agenda.evaluated_before(start), replica)),
-            backwarded_in_step: 0,
+            in_sum: 0,
+            until: None,
+            frontier: Frontier::default(),
+            disturbed_below: InnerStep(0),
             busy: None,
-            snapshot_due: None,
-            agreement: Agreement::None,
-            gradients_agreed: false,
+            agreement: Agreement::new(),
             save_due: None,
             drain: None,
             agenda,
+            homes,
+            stage,
             replica,
         }
     }
@@ -171,68 +166,95 @@ impl Pipeline {
         WeightVersion(self.version)
     }
 
-    /// Returns the bytes of boundary inputs held for backwards to come.
+    /// Returns the bytes of boundary inputs and outputs held for backwards to come.
     pub fn kept_bytes(&self) -> usize {
-        self.kept.values().filter_map(|k| k.input.as_ref()).map(Bytes::len).sum()
+        self.kept.values().map(Kept::bytes).sum()
     }
 
     /// Takes a microbatch to be forwarded.
+    ///
+    /// # Errors
+    /// It is not on the agenda, the queue is full, or the peer is about to leave.
     pub fn offer(
         &mut self,
         microbatch: MicrobatchId,
         attempt: Attempt,
-        origin: Origin,
+        needs: Needs,
+        asker: Asker,
         input: Option<Bytes>,
     ) -> Result<Offered, Refusal> {
         let order = self.agenda.order(microbatch).ok_or(Refusal::NotDue { microbatch })?;
-        if self.agenda.home(microbatch) != self.replica {
-            return Err(Refusal::NotDue { microbatch });
+        if self.merge(microbatch, order, attempt, &needs, asker) {
+            return Ok(Offered::Merged);
         }
-        if self.known(microbatch, order, attempt) {
+        // What is settled has come through at every stage; only a later try can want it again.
+        if attempt == Attempt(0) && self.is_settled(microbatch) {
             return Ok(Offered::Duplicate);
+        }
+        let duty = self.duty(microbatch, &needs);
+        let leaves = self.until.is_some_and(|until| order.step() >= until);
+        if leaves && duty == Duty::Train {
+            return Err(Refusal::Leaves { microbatch });
         }
         if self.waiting.len() >= self.waiting_max {
             return Err(Refusal::Busy { microbatch });
         }
-        let version = WeightVersion(self.version);
-        self.waiting.insert(order, Kept { origin, attempt, input, version, sent_to: None });
+        self.waiting.insert(order, Kept::new(asker, attempt, needs, duty, input));
         Ok(Offered::Queued)
     }
 
-    /// Finds a microbatch that is here or done; a later try renews the mark of the one that is under way.
-    fn known(&mut self, microbatch: MicrobatchId, order: Order, attempt: Attempt) -> bool {
-        let (done, kept) = match microbatch.split {
-            Split::Train => (
-                self.backwarded.contains(self.place_of(microbatch.index)),
-                self.kept.get_mut(&microbatch.index),
-            ),
-            Split::HeldOut => (self.evaluated.contains(self.place_of(microbatch.index)), None),
+    /// Finds a microbatch that is under way here, and notes who else asks for it, and what for.
+    fn merge(
+        &mut self,
+        microbatch: MicrobatchId,
+        order: Order,
+        attempt: Attempt,
+        needs: &Needs,
+        asker: Asker,
+    ) -> bool {
+        let duty = self.duty(microbatch, needs);
+        let under_way = match (&mut self.busy, microbatch.split) {
+            (Some(Busy::Forward(busy, kept)), _) if *busy == microbatch => Some(kept),
+            (Some(Busy::Backward(index)), Split::Train) if *index == microbatch.index => {
+                // Its duty is decided; whoever asks gets the answer.
+                let kept = self.kept.get_mut(index).expect("a backward under way has its microbatch kept");
+                kept.asked(asker, attempt, needs);
+                return true;
+            }
+            _ => None,
         };
-        if done {
-            return true;
-        }
-        let busy = match &mut self.busy {
-            Some(Busy::Forward(under_way, kept)) if *under_way == microbatch => Some(kept),
-            Some(
-                Busy::Forward(..)
-                | Busy::Backward(_)
-                | Busy::Step
-                | Busy::Save
-                | Busy::Snapshot(_)
-                | Busy::Adopt,
-            )
-            | None => None,
+        let kept = match microbatch.split {
+            Split::Train => self.kept.get_mut(&microbatch.index),
+            Split::HeldOut => None,
         };
-        let Some(known) = kept.or(busy).or(self.waiting.get_mut(&order)) else { return false };
-        known.attempt = known.attempt.max(attempt);
+        let Some(known) = under_way.or(kept).or(self.waiting.get_mut(&order)) else { return false };
+        known.asked(asker, attempt, needs);
+        known.duty = known.duty.min(duty);
         true
     }
 
+    /// Returns whether this replica trains a microbatch in a try, or has done so or need not.
+    fn duty(&self, microbatch: MicrobatchId, needs: &Needs) -> Duty {
+        let new = microbatch.split == Split::Train && !self.trained.contains_key(&microbatch.index);
+        if new && needs.includes(self.stage) { Duty::Train } else { Duty::Ghost }
+    }
+
+    fn is_settled(&self, microbatch: MicrobatchId) -> bool {
+        match microbatch.split {
+            Split::Train => microbatch.index < self.frontier.train_below,
+            Split::HeldOut => microbatch.index < self.frontier.held_out_below,
+        }
+    }
+
     /// Takes the gradient of a microbatch that was sent to `from`.
+    ///
+    /// # Errors
+    /// Nothing is owed for it by that peer.
     pub fn offer_gradient(
         &mut self,
         microbatch: MicrobatchId,
         from: PeerId,
+        trained: Option<InnerStep>,
         gradient: Bytes,
     ) -> Result<Offered, Refusal> {
         let index = match microbatch.split {
@@ -240,17 +262,76 @@ impl Pipeline {
             Split::HeldOut => return Err(Refusal::NotOwed { microbatch }),
         };
         let under_way = matches!(self.busy, Some(Busy::Backward(busy)) if busy == index);
-        if under_way || self.backwarded.contains(self.place_of(index)) || self.gradients.contains_key(&index)
-        {
+        if under_way || self.gradients.contains_key(&index) {
             return Ok(Offered::Duplicate);
         }
-        match self.kept.get(&index) {
-            Some(kept) if kept.sent_to == Some(from) => {
+        let known = self.trained.contains_key(&index) || self.is_settled(microbatch);
+        match self.kept.get_mut(&index) {
+            Some(kept) if kept.was_sent_to(from) => {
+                kept.answer = Some((from, trained));
                 self.gradients.insert(index, Some(gradient));
                 Ok(Offered::Queued)
             }
-            Some(_) | None => Err(Refusal::NotOwed { microbatch }),
+            Some(_) => Err(Refusal::NotOwed { microbatch }),
+            None if known => Ok(Offered::Duplicate),
+            None => Err(Refusal::NotOwed { microbatch }),
         }
+    }
+
+    /// Hears that a microbatch that falls to this replica does not come here.
+    pub fn diverted(&mut self, microbatch: MicrobatchId) {
+        let Some(order) = self.agenda.order(microbatch) else { return };
+        let forward = matches!(&self.busy, Some(Busy::Forward(busy, _)) if *busy == microbatch);
+        if forward || self.waiting.contains_key(&order) {
+            return;
+        }
+        let index = microbatch.index;
+        match microbatch.split {
+            Split::Train if self.is_home(index) && !self.kept.contains_key(&index) => {
+                self.accounted.insert(self.place_of(index));
+            }
+            Split::HeldOut if self.agenda.home(microbatch) == self.replica => {
+                self.evaluated.insert(self.held_out_place_of(index));
+            }
+            Split::Train | Split::HeldOut => {}
+        }
+    }
+
+    /// Hears how far the run is, and drops what is settled without this replica.
+    pub fn reached(&mut self, frontier: Frontier) {
+        self.frontier = frontier;
+        let settled = |microbatch: MicrobatchId, kept: &Kept| {
+            let below = match microbatch.split {
+                Split::Train => frontier.train_below,
+                Split::HeldOut => frontier.held_out_below,
+            };
+            microbatch.index < below && kept.attempt == Attempt(0)
+        };
+        self.waiting.retain(|order, kept| !settled(order.microbatch(), kept));
+        let busy = match self.busy {
+            Some(Busy::Backward(index)) => Some(index),
+            Some(Busy::Forward(..) | Busy::Step | Busy::Save | Busy::Snapshot(_) | Busy::Adopt) | None => {
+                None
+            }
+        };
+        self.kept.retain(|index, kept| Some(*index) == busy || !settled(MicrobatchId::train(*index), kept));
+        let kept = &self.kept;
+        self.gradients.retain(|index, _| kept.contains_key(index));
+    }
+
+    /// Hears that steps below this one may have lost work with a peer.
+    pub fn disturbed(&mut self, below: InnerStep) {
+        self.disturbed_below = self.disturbed_below.max(below);
+    }
+
+    /// Takes no work of this step and later ones any more; gives back what waits of them, with who asked for it.
+    pub fn leave_at(&mut self, until: InnerStep) -> alloc::vec::Vec<(MicrobatchId, Asker)> {
+        self.until = Some(until);
+        let back = |order: &Order, kept: &Kept| order.step() >= until && kept.duty == Duty::Train;
+        let waiting = self.waiting.extract_if(.., |order, kept| back(order, kept));
+        waiting
+            .flat_map(|(order, kept)| kept.askers.into_iter().map(move |by| (order.microbatch(), by)))
+            .collect()
     }
 
     /// Asks for the state to be saved at a border that no lease crosses.
@@ -261,9 +342,23 @@ impl Pipeline {
         }
     }
 
-    /// Returns where an index stands among those of this replica.
+    /// Returns where a training index stands among those that fall to this replica.
     fn place_of(&self, index: u64) -> u64 {
+        self.homes.share_below(index, self.replica)
+    }
+
+    /// Returns where a held-out index stands among those that fall to this replica.
+    fn held_out_place_of(&self, index: u64) -> u64 {
         self.agenda.share_below(index, self.replica)
+    }
+
+    fn is_home(&self, index: u64) -> bool {
+        self.homes.home(index) == Some(self.replica)
+    }
+
+    /// Takes the turns of a later plan, which differ from those before only in steps that are still to come.
+    pub fn take_turns(&mut self, homes: Homes) {
+        self.homes = homes;
     }
 
     /// Starts the next computation, if one may start: what the replicas exchange, then a checkpoint, an optimizer step, a
@@ -272,101 +367,133 @@ impl Pipeline {
         if self.busy.is_some() || self.awaits_agreement() {
             return None;
         }
-        if let Some(outer) = self.adoption_due() {
-            self.busy = Some(Busy::Adopt);
-            return Some(Task::Adopt { outer });
-        }
-        if let Some(outer) = self.snapshot_due.take() {
-            self.busy = Some(Busy::Snapshot(outer));
-            return Some(Task::Snapshot { outer });
+        if let Some(task) = self.start_exchange() {
+            return Some(task);
         }
         if let Some(border) = self.save_due.take() {
             self.busy = Some(Busy::Save);
             return Some(Task::Save { border });
         }
         if self.step_due() {
-            if self.agenda.exchanges() == Exchanges::Gradients && !self.gradients_agreed {
-                let outer = OuterStep(self.version);
-                self.busy = Some(Busy::Snapshot(outer));
-                return Some(Task::Snapshot { outer });
-            }
-            self.busy = Some(Busy::Step);
-            return Some(Task::Step { step: InnerStep(self.version) });
+            return Some(self.start_step());
         }
         self.start_backward().or_else(|| self.start_forward())
     }
 
-    /// Returns whether computing stands still until the replicas have agreed.
-    pub fn awaits_agreement(&self) -> bool {
-        match self.agreement {
-            Agreement::Open { cutover, .. } => self.version >= cutover,
-            Agreement::None | Agreement::Committed { .. } => false,
-        }
-    }
-
-    fn adoption_due(&self) -> Option<OuterStep> {
-        match self.agreement {
-            Agreement::Committed { outer, cutover } if self.version >= cutover => Some(outer),
-            Agreement::None | Agreement::Open { .. } | Agreement::Committed { .. } => None,
-        }
-    }
-
-    fn step_due(&self) -> bool {
-        let evaluation = self.agenda.evaluation_at(InnerStep(self.version));
-        let evaluated = || self.evaluated.watermark() >= self.place_of(evaluation.end);
-        self.backwarded_in_step == self.agenda.microbatches_per_step()
-            && (evaluation.is_empty() || evaluated())
-    }
-
     /// Under `flush`, gradients are summed in the order of the microbatches, so that the sum does not depend on who was
-    /// fast; floating-point addition is not associative.
+    /// fast; floating-point addition is not associative. Where work was lost with a peer, no order is waited for.
     fn start_backward(&mut self) -> Option<Task> {
-        let index = *self.gradients.first_key_value()?.0;
-        let full = self.backwarded_in_step == self.agenda.microbatches_per_step();
-        if full || (self.ordered && self.place_of(index) != self.backwarded.watermark()) {
-            return None;
-        }
+        let full = self.worked();
+        let may = |index: &u64| {
+            let Some(kept) = self.kept.get(index) else { return false };
+            let step = self.agenda.step_of(MicrobatchId::train(*index)).unwrap_or_default();
+            match kept.duty {
+                Duty::Ghost => true,
+                Duty::Train if full => false,
+                Duty::Train => {
+                    let free = !self.ordered || step < self.disturbed_below || kept.attempt > Attempt(0);
+                    free || !self.is_home(*index) || self.place_of(*index) == self.accounted.watermark()
+                }
+            }
+        };
+        let index = self.gradients.keys().copied().find(may)?;
         let gradient = self.gradients.remove(&index)?;
-        let input = self.kept.get(&index)?.input.clone();
+        let kept = self.kept.get(&index)?;
+        let (input, duty) = (kept.input.clone(), kept.duty);
         self.busy = Some(Busy::Backward(index));
-        Some(Task::Backward { microbatch: MicrobatchId::train(index), input, gradient })
+        Some(Task::Backward { microbatch: MicrobatchId::train(index), input, gradient, duty })
     }
 
     fn start_forward(&mut self) -> Option<Task> {
-        let (&order, kept) = self.waiting.first_key_value()?;
+        let lowest = self.kept.keys().next().copied();
+        let full = self.kept.len() >= self.in_flight_max;
+        let may = |(order, kept): (&Order, &Kept)| {
+            let microbatch = order.microbatch();
+            // What is older than all in flight, or was lost once, is what others wait for.
+            let urgent = kept.attempt > Attempt(0) || lowest.is_some_and(|lowest| microbatch.index < lowest);
+            let room = microbatch.split == Split::HeldOut || !full || urgent;
+            let due = self.agenda.version_needed(microbatch).is_some_and(|needed| self.version >= needed);
+            let last = microbatch.split == Split::HeldOut && order.step() == self.agenda.steps();
+            room && due && (!last || self.agreement.is_closed())
+        };
+        let order = self.waiting.iter().find(|entry| may(*entry)).map(|(order, _)| *order)?;
         let microbatch = order.microbatch();
-        let full = microbatch.split == Split::Train && self.kept.len() >= self.in_flight_max;
-        if full || self.agenda.version_needed(microbatch).is_none_or(|needed| self.version < needed) {
-            return None;
-        }
-        let input = kept.input.clone();
         let kept = self.waiting.remove(&order)?;
+        let input = kept.input.clone();
         self.busy = Some(Busy::Forward(microbatch, kept));
         Some(Task::Forward { microbatch, input })
     }
 
-    /// Settles a forward. `sent_to` is the next stage's replica that gets the output; `None` at the last stage, whose
-    /// backward may start at once.
-    pub fn forwarded(&mut self, microbatch: MicrobatchId, sent_to: Option<PeerId>) -> Attempt {
+    /// Settles a forward; `output` is kept for the next stage, until its gradient is here. At the last stage
+    /// the backward may start at once.
+    pub fn forwarded(&mut self, microbatch: MicrobatchId, output: Option<Bytes>) -> Sent {
         let Some(Busy::Forward(under_way, mut kept)) = self.busy.take() else {
             panic!("the driver answered a forward of {microbatch} that was not under way");
         };
         assert_eq!(under_way, microbatch, "the driver answers the forward under way");
-        let attempt = kept.attempt;
+        let sent = Sent { attempt: kept.attempt, needs: kept.needs.clone() };
         match microbatch.split {
             Split::HeldOut => {
-                self.evaluated.insert(self.place_of(microbatch.index));
+                if self.agenda.home(microbatch) == self.replica {
+                    self.evaluated.insert(self.held_out_place_of(microbatch.index));
+                }
             }
             Split::Train => {
                 kept.version = WeightVersion(self.version);
-                kept.sent_to = sent_to;
-                self.kept.insert(microbatch.index, kept);
-                if sent_to.is_none() {
+                if output.is_none() {
                     self.gradients.insert(microbatch.index, None);
                 }
+                kept.output = output;
+                self.kept.insert(microbatch.index, kept);
             }
         }
-        attempt
+        sent
+    }
+
+    /// Lists the training microbatches whose gradient the next stage owes.
+    pub fn unanswered(&self) -> impl Iterator<Item = (u64, &Kept)> {
+        let owed = |index: &u64| !self.gradients.contains_key(index) && self.kept[index].output.is_some();
+        let busy = matches!(&self.busy, Some(Busy::Backward(_)));
+        let under_way =
+            move |index: u64| busy && matches!(self.busy, Some(Busy::Backward(at)) if at == index);
+        self.kept
+            .iter()
+            .filter(move |(index, _)| owed(index) && !under_way(**index))
+            .map(|(i, kept)| (*i, kept))
+    }
+
+    /// Notes that the output of a microbatch goes to a replica of the next stage; gives it, and what is said with it.
+    pub fn resend(&mut self, index: u64, to: PeerId, now: Time) -> Option<(Sent, Bytes)> {
+        let kept = self.kept.get_mut(&index)?;
+        let output = kept.output.clone()?;
+        kept.sent(to, now);
+        Some((kept.words(), output))
+    }
+
+    /// Returns since when the gradient of a microbatch is owed by a peer.
+    pub fn waited_for(&self, index: u64, from: PeerId) -> Option<Time> {
+        let sent_to = &self.kept.get(&index)?.sent_to;
+        sent_to.iter().find(|(peer, _)| *peer == from).map(|(_, since)| *since)
+    }
+
+    /// Waits only for what falls to this replica from a step on: before it nothing does.
+    pub fn expects_from(&mut self, step: InnerStep) {
+        let trained = self.place_of(self.agenda.training_of(step).start);
+        self.accounted = IndexSet::starting_at(trained);
+        self.evaluated = IndexSet::starting_at(self.held_out_place_of(self.agenda.evaluated_before(step)));
+    }
+
+    /// Notes that a replica of the next stage would not take a microbatch.
+    pub fn refused(&mut self, index: u64, by: PeerId) {
+        if let Some(kept) = self.kept.get_mut(&index) {
+            kept.sent_to.retain(|(peer, _)| *peer != by);
+            kept.refused_by.push(by);
+        }
+    }
+
+    /// Lets those who would not take a microbatch be asked again.
+    pub fn forgive(&mut self) {
+        self.kept.values_mut().for_each(|kept| kept.refused_by.clear());
     }
 
     /// Settles a backward, and lets the kept input go.
@@ -376,69 +503,38 @@ impl Pipeline {
         };
         assert_eq!(MicrobatchId::train(index), microbatch, "the driver answers the backward under way");
         let kept = self.kept.remove(&index).expect("a backward under way has its microbatch kept");
-        self.backwarded.insert(self.place_of(index));
-        self.backwarded_in_step += 1;
+        match kept.duty {
+            Duty::Ghost => {}
+            Duty::Train => {
+                self.trained.insert(index, InnerStep(self.version));
+                self.in_sum += 1;
+                if self.is_home(index) {
+                    self.accounted.insert(self.place_of(index));
+                }
+            }
+        }
+        // A ghost of what falls to this replica, and is trained elsewhere, need not be waited for either.
+        if self.is_home(index) && !kept.needs.includes(self.stage) {
+            self.accounted.insert(self.place_of(index));
+        }
         Returned {
-            origin: kept.origin,
+            askers: kept.askers,
             attempt: kept.attempt,
-            from_next: kept.sent_to,
-            staleness: self.version - kept.version.0,
+            needs: kept.needs,
+            trained: self.trained.get(&index).copied(),
+            answer: kept.answer,
+            staleness: self.version.saturating_sub(kept.version.0),
         }
-    }
-
-    /// Settles an optimizer step.
-    pub fn stepped(&mut self) -> InnerStep {
-        assert!(matches!(self.busy.take(), Some(Busy::Step)), "the driver answers the step under way");
-        let step = InnerStep(self.version);
-        self.version += 1;
-        self.backwarded_in_step = 0;
-        self.gradients_agreed = false;
-        let border = InnerStep(self.version);
-        if self.agenda.exchanges() == Exchanges::PseudoGradients {
-            self.snapshot_due = self.agenda.outer_at(border);
-        }
-        if self.agenda.saves_at(border) || self.drain == Some(border) {
-            self.save_due = Some(border);
-        }
-        step
-    }
-
-    /// Settles a snapshot: from here on the exchange is open, and computing goes on until the cut-over.
-    pub fn snapshotted(&mut self) -> (OuterStep, InnerStep) {
-        let Some(Busy::Snapshot(outer)) = self.busy.take() else {
-            panic!("the driver answered a snapshot that was not under way");
-        };
-        let border = InnerStep(self.version);
-        let cutover = match self.agenda.exchanges() {
-            Exchanges::PseudoGradients if self.drain != Some(border) => self.agenda.cutover_of(border),
-            Exchanges::PseudoGradients | Exchanges::Gradients | Exchanges::Nothing => border,
-        };
-        self.agreement = Agreement::Open { outer, cutover: cutover.0 };
-        (outer, border)
-    }
-
-    /// Hears that the open exchange is committed.
-    pub fn committed(&mut self) {
-        if let Agreement::Open { outer, cutover } = self.agreement {
-            self.agreement = Agreement::Committed { outer, cutover };
-        }
-    }
-
-    /// Hears that the open exchange is called off: training goes on as it is.
-    pub fn restored(&mut self) {
-        self.agreement = Agreement::None;
-    }
-
-    /// Settles going over to what was agreed.
-    pub fn adopted(&mut self) {
-        assert!(matches!(self.busy.take(), Some(Busy::Adopt)), "the driver answers the adoption under way");
-        self.agreement = Agreement::None;
-        self.gradients_agreed = true;
     }
 
     /// Settles a checkpoint.
     pub fn saved(&mut self) {
         assert!(matches!(self.busy.take(), Some(Busy::Save)), "the driver answers the checkpoint under way");
+    }
+
+    /// Returns what the replicas exchange.
+    fn exchanges(&self) -> Exchanges {
+        self.agenda.exchanges()
     }
 }
 
@@ -446,139 +542,4 @@ impl Pipeline {
 /// whole next step behind it, so that the first stage never waits for a lease at a border.
 pub fn lease_ahead(spec: &RunSpec) -> usize {
     spec.pipeline.in_flight_max as usize + spec.pipeline.microbatches_per_step as usize
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::spec::tests::spec;
-    use alloc::vec::Vec;
-
-    const NEXT: PeerId = PeerId([2; 32]);
-
-    fn bytes() -> Option<Bytes> {
-        Some(Bytes::from_static(b"input"))
-    }
-
-    fn train(index: u64) -> MicrobatchId {
-        MicrobatchId::train(index)
-    }
-
-    fn offer(pipeline: &mut Pipeline, microbatch: MicrobatchId) -> Result<Offered, Refusal> {
-        pipeline.offer(microbatch, Attempt(0), Origin::Peer(PeerId([1; 32])), bytes())
-    }
-
-    /// Runs every forward that may start, and returns their indices.
-    fn forwards(pipeline: &mut Pipeline) -> Vec<u64> {
-        let mut done = Vec::new();
-        while let Some(task) = pipeline.start() {
-            let Task::Forward { microbatch, .. } = task else { panic!("{task:?} is not a forward") };
-            pipeline.forwarded(microbatch, Some(NEXT));
-            done.push(microbatch.index);
-        }
-        done
-    }
-
-    fn gradient(pipeline: &mut Pipeline, index: u64) {
-        assert_eq!(pipeline.offer_gradient(train(index), NEXT, Bytes::new()), Ok(Offered::Queued));
-    }
-
-    fn backward(pipeline: &mut Pipeline) -> Option<u64> {
-        match pipeline.start()? {
-            Task::Backward { microbatch, input, .. } => {
-                assert_eq!(input, bytes(), "the boundary input is kept until the backward");
-                pipeline.backwarded(microbatch);
-                Some(microbatch.index)
-            }
-            task @ (Task::Forward { .. }
-            | Task::Step { .. }
-            | Task::Save { .. }
-            | Task::Snapshot { .. }
-            | Task::Adopt { .. }) => panic!("{task:?} is not a backward"),
-        }
-    }
-
-    #[test]
-    fn backward_goes_before_forward_and_in_order_under_flush() {
-        let mut pipeline = Pipeline::new(&spec(), InnerStep(0), ReplicaId(0));
-        (0..3).for_each(|i| assert_eq!(offer(&mut pipeline, train(i)), Ok(Offered::Queued)));
-        assert_eq!(forwards(&mut pipeline), [0, 1, 2]);
-        offer(&mut pipeline, train(3)).unwrap();
-        gradient(&mut pipeline, 1);
-        assert_eq!(pipeline.start(), None, "1 waits for 0, and 3 for room");
-        gradient(&mut pipeline, 0);
-        assert_eq!([backward(&mut pipeline), backward(&mut pipeline)], [Some(0), Some(1)]);
-        assert_eq!(forwards(&mut pipeline), [3]);
-    }
-
-    #[test]
-    fn async_takes_gradients_as_they_come_and_does_not_wait_for_the_step() {
-        let mut spec = spec();
-        spec.pipeline.schedule = Schedule::Async { staleness_max: 1 };
-        let mut pipeline = Pipeline::new(&spec, InnerStep(0), ReplicaId(0));
-        (0..5).for_each(|i| drop(offer(&mut pipeline, train(i))));
-        assert_eq!(forwards(&mut pipeline), [0, 1, 2]);
-        gradient(&mut pipeline, 2);
-        assert_eq!(backward(&mut pipeline), Some(2));
-        gradient(&mut pipeline, 0);
-        gradient(&mut pipeline, 1);
-        assert_eq!([backward(&mut pipeline), backward(&mut pipeline)], [Some(0), Some(1)]);
-        assert_eq!(forwards(&mut pipeline), [3, 4], "4 belongs to the next step");
-    }
-
-    #[test]
-    fn a_step_waits_for_its_gradients_and_for_the_evaluation_at_its_border() {
-        let mut spec = spec();
-        spec.evaluation.every = 1;
-        let mut pipeline = Pipeline::new(&spec, InnerStep(1), ReplicaId(0));
-        for index in 4..8 {
-            offer(&mut pipeline, train(index)).unwrap();
-            assert_eq!(forwards(&mut pipeline), [index]);
-            gradient(&mut pipeline, index);
-            assert_eq!(backward(&mut pipeline), Some(index));
-        }
-        assert_eq!(pipeline.start(), None, "the evaluation at border 1 is not done");
-        for index in 0..2 {
-            offer(&mut pipeline, MicrobatchId::held_out(index)).unwrap();
-        }
-        for _ in 0..2 {
-            let Some(Task::Forward { microbatch, .. }) = pipeline.start() else {
-                panic!("evaluation is due")
-            };
-            pipeline.forwarded(microbatch, Some(NEXT));
-        }
-        assert_eq!(pipeline.start(), Some(Task::Step { step: InnerStep(1) }));
-        assert_eq!(pipeline.stepped(), InnerStep(1));
-        assert_eq!(pipeline.start(), Some(Task::Save { border: InnerStep(2) }));
-    }
-
-    #[test]
-    fn what_is_known_is_a_duplicate_and_what_is_not_owed_is_refused() {
-        let mut pipeline = Pipeline::new(&spec(), InnerStep(0), ReplicaId(0));
-        offer(&mut pipeline, train(0)).unwrap();
-        assert_eq!(offer(&mut pipeline, train(0)), Ok(Offered::Duplicate));
-        let nothing = pipeline.offer_gradient(train(0), NEXT, Bytes::new());
-        assert_eq!(nothing, Err(Refusal::NotOwed { microbatch: train(0) }));
-        forwards(&mut pipeline);
-        let stranger = pipeline.offer_gradient(train(0), PeerId([7; 32]), Bytes::new());
-        assert_eq!(stranger, Err(Refusal::NotOwed { microbatch: train(0) }));
-        gradient(&mut pipeline, 0);
-        assert_eq!(pipeline.offer_gradient(train(0), NEXT, Bytes::new()), Ok(Offered::Duplicate));
-        backward(&mut pipeline);
-        assert_eq!(offer(&mut pipeline, train(0)), Ok(Offered::Duplicate), "done is done");
-        assert_eq!(pipeline.kept_bytes(), 0);
-        let beyond = train(1_000);
-        assert_eq!(offer(&mut pipeline, beyond), Err(Refusal::NotDue { microbatch: beyond }));
-    }
-
-    #[test]
-    fn the_queue_is_bounded() {
-        let mut spec = spec();
-        spec.training.steps = 1_000;
-        let mut pipeline = Pipeline::new(&spec, InnerStep(0), ReplicaId(0));
-        let taken = (0..100).filter(|i| offer(&mut pipeline, train(*i)).is_ok()).count();
-        assert_eq!(taken, 3 + (3 + 4));
-        assert_eq!(forwards(&mut pipeline).len(), 3, "no more in flight than the run file allows");
-        assert_eq!(pipeline.kept_bytes(), 3 * 5);
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the assignment of peers to stages. Knows nothing of microbatches, and measures nobody.
 
-use crate::ids::{PeerId, PlanNumber, ReplicaId, StageId};
+use crate::ids::{InnerStep, PeerId, PlanNumber, ReplicaId, SeatId, StageId};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -26,6 +26,19 @@ pub struct Member {
     pub place: Place,
     /// Its network address, opaque to the core.
     pub address: Bytes,
+    /// This taking of the place.
+    pub seat: SeatId,
+    /// The first inner step whose microbatches fall to it.
+    pub enters: InnerStep,
+    /// The first inner step whose microbatches do not fall to it any more, once it has asked to leave.
+    pub until: Option<InnerStep>,
+}
+
+impl Member {
+    /// Returns whether microbatches of an inner step fall to it.
+    pub fn works_at(&self, step: InnerStep) -> bool {
+        self.enters <= step && self.until.is_none_or(|until| step < until)
+    }
 }
 
 /// Which peer holds which stage.
@@ -37,12 +50,35 @@ pub struct Plan {
     pub coordinator: PeerId,
     /// The members in the order of their places.
     pub members: Vec<Member>,
+    /// How replicas of different speed take turns, each from a step on, in the order of those steps; equal turns before.
+    pub turns: Vec<Turns>,
+}
+
+/// How the replicas of a stage take turns from a step on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turns {
+    /// Which stage.
+    pub stage: StageId,
+    /// From which step on.
+    pub from: InnerStep,
+    /// Microbatch i falls to entry i modulo the length.
+    pub pattern: Vec<ReplicaId>,
 }
 
 impl Plan {
     /// Returns where a peer stands, if it is a member.
     pub fn place_of(&self, peer: PeerId) -> Option<Place> {
         self.members.iter().find(|m| m.peer == peer).map(|m| m.place)
+    }
+
+    /// Returns a peer's entry, if it is a member.
+    pub fn member(&self, peer: PeerId) -> Option<&Member> {
+        self.members.iter().find(|m| m.peer == peer)
+    }
+
+    /// Returns who holds a place.
+    pub fn holder(&self, place: Place) -> Option<&Member> {
+        self.members.iter().find(|m| m.place == place)
     }
 
     /// Lists the replicas of a stage in replica order.
@@ -92,9 +128,17 @@ pub fn place(
     }
     let members = places
         .into_iter()
-        .map(|(place, c)| Member { peer: c.peer, place, address: c.address.clone() })
+        .zip(1..)
+        .map(|((place, c), seat)| Member {
+            peer: c.peer,
+            place,
+            address: c.address.clone(),
+            seat: SeatId(seat),
+            enters: InnerStep(0),
+            until: None,
+        })
         .collect();
-    Some(Plan { number, coordinator, members })
+    Some(Plan { number, coordinator, members, turns: Vec::new() })
 }
 
 #[cfg(test)]

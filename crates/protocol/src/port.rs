@@ -2,13 +2,17 @@
 //!
 //! Owns the two vocabularies and the queue of actions. Knows nothing of who drives.
 
+use crate::accounts::Account;
 use crate::event::Event;
-use crate::ids::{Digest, InnerStep, MicrobatchId, PeerId};
+use crate::ids::{Digest, InnerStep, MicrobatchId, OuterStep, PeerId};
 use crate::message::{Message, Outcome, Refusal};
+use crate::plan::Place;
+use crate::sync::blob::Blob;
 use crate::sync::task::{SyncDone, SyncTask};
 use crate::time::Span;
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::vec::Vec;
 use bytes::Bytes;
 
 /// Something that happened to a node.
@@ -85,13 +89,34 @@ pub enum Input {
         /// How long it took.
         took: Took,
     },
+    /// A state that other replicas sent cannot be used; answers `Import`. What was held before is as it was.
+    Unfit {
+        /// Why, in words.
+        reason: String,
+    },
     /// An effect could not be carried out: the device, the disk or the data failed.
     Faulted {
         /// What and why, in words.
         reason: String,
     },
+    /// The state for a newcomer is copied; answers `Export`.
+    Exported {
+        /// The outer step whose agreed weights were asked for.
+        outer: OuterStep,
+        /// What all replicas of the stage share.
+        agreed: Blob,
+        /// What is this replica's own: the moments of its optimizer.
+        own: Blob,
+        /// How long computing stood still for it.
+        took: Took,
+    },
     /// The operator asks to stop at the next border.
     Drain,
+    /// The machine is going away; leave within the notice.
+    Leave {
+        /// How long there is.
+        notice: Span,
+    },
     /// The deadline has come.
     Woke,
 }
@@ -145,12 +170,35 @@ pub enum Action {
         /// What.
         message: Message,
     },
-    /// Hold a stage: make its weights from the seed, and if asked read a checkpoint over them; answered by `Loaded`.
+    /// Hold a stage: make its weights from the seed, and if asked read a checkpoint over them; answered by `Loaded`. What was
+    /// asked for before it, for the stage that was held until now, is not answered any more.
     Load {
         /// Which stage, as which of its replicas.
-        place: crate::plan::Place,
+        place: Place,
         /// From where.
         start: crate::message::Start,
+    },
+    /// Copy the state that a newcomer needs, as of the last commit; answered by `Exported`. Computing stands still for it.
+    Export {
+        /// The outer step that was committed last.
+        outer: OuterStep,
+    },
+    /// Hold a stage with the state that other replicas sent; answered by `Loaded`, or by `Unfit`. What was asked for before it
+    /// is not answered any more.
+    Import {
+        /// Which stage, as which of its replicas.
+        place: Place,
+        /// What all replicas of the stage share.
+        agreed: Bytes,
+        /// The moments of one replica's optimizer.
+        own: Bytes,
+        /// Digest that the agreed weights must have.
+        digest: Digest,
+    },
+    /// Count the weights as having seen these steps; not answered.
+    Enter {
+        /// The steps.
+        step: InnerStep,
     },
     /// Run a forward; answered by `Forwarded`.
     Forward {
@@ -171,12 +219,14 @@ pub enum Action {
         input: Option<Bytes>,
         /// The gradient of the boundary output; the last stage has the loss instead.
         gradient: Option<Bytes>,
+        /// Whether the gradient of the weights is added to the sum.
+        duty: Duty,
     },
     /// Update the weights; answered by `Stepped`.
     Step {
         /// The step.
         step: InnerStep,
-        /// Microbatches whose gradients are in the sum.
+        /// Microbatches whose gradients are in the sum; with 0 the weights stay as they are, and only the step counts.
         microbatches: u32,
     },
     /// Compute for the outer step; answered by the `Sync` of the same kind, in the order in which tasks were asked for.
@@ -189,6 +239,15 @@ pub enum Action {
     Finish(Outcome),
 }
 
+/// What a backward is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Duty {
+    /// The gradient of the weights is added to the sum.
+    Train,
+    /// Only the gradient of the input is wanted: the stage's part is trained already.
+    Ghost,
+}
+
 /// What is to be made durable.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StoreItem {
@@ -197,8 +256,13 @@ pub enum StoreItem {
         /// The step it continues from.
         step: InnerStep,
     },
-    /// The coordinator's state, to be given back when it starts again.
-    Coordinator(Bytes),
+    /// The coordinator's state, to be given back when it starts again, and the ledger for people to read; both together.
+    Coordinator {
+        /// The state.
+        state: Bytes,
+        /// Who has trained what.
+        accounts: Vec<Account>,
+    },
 }
 
 /// The actions that wait to be polled, in order.
@@ -219,6 +283,13 @@ impl Outbox {
     /// Adds an event.
     pub fn record(&mut self, event: Event) {
         self.push(Action::Record(event));
+    }
+
+    /// Adds an event about a place, where there is one.
+    pub fn record_at(&mut self, place: Option<Place>, event: impl FnOnce(Place) -> Event) {
+        if let Some(place) = place {
+            self.record(event(place));
+        }
     }
 
     /// Refuses what a peer sent: tells it, and records it.

@@ -2,7 +2,8 @@
 //!
 //! Owns the signed statement and its check. Knows nothing of the ledger that adds receipts up.
 
-use crate::ids::{Digest, PeerId, StageId};
+use crate::ids::{Digest, PeerId, SeatId, StageId};
+use crate::work::Trained;
 use alloc::vec::Vec;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub const RECEIPT_MICROBATCHES_MAX: usize = 4096;
 
 /// Separates these signatures from any other use of the key.
-const CONTEXT: &[u8] = b"trestle receipt 1";
+const CONTEXT: &[u8] = b"trestle receipt 2";
 
 /// What a receipt says: `by` received the finished work of `worker` on these microbatches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,10 +23,13 @@ pub struct Statement {
     pub stage: StageId,
     /// Who did it.
     pub worker: PeerId,
+    /// As which taking of its place.
+    pub seat: SeatId,
     /// Who received it and signs.
     pub by: PeerId,
-    /// Indices of the training microbatches.
-    pub microbatches: Vec<u64>,
+    /// The training microbatches, each with the worker's optimizer step that has its gradient. Where the receiver is the next
+    /// stage it cannot know the step, and names 0.
+    pub microbatches: Vec<Trained>,
 }
 
 /// A statement with the receiver's Ed25519 signature.
@@ -55,6 +59,9 @@ pub enum ReceiptError {
     /// The worker does not hold that stage under the plan.
     #[error("receipt credits a peer that does not hold the stage")]
     NotHolder,
+    /// The worker has lost the place in which it did the work, and the work with it.
+    #[error("receipt is for a seat that its holder has lost")]
+    OldSeat,
     /// A microbatch is beyond what has been leased.
     #[error("receipt names a microbatch that was never leased")]
     NeverLeased,
@@ -101,6 +108,7 @@ fn signed_bytes(statement: &Statement) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::InnerStep;
 
     fn key(seed: u8) -> (SigningKey, PeerId) {
         let key = SigningKey::from_bytes(&[seed; 32]);
@@ -115,8 +123,9 @@ mod tests {
             run: Digest([7; 32]),
             stage: StageId(1),
             worker,
+            seat: SeatId(3),
             by,
-            microbatches: alloc::vec![4, 5],
+            microbatches: [4, 5].map(|index| Trained { index, step: InnerStep(1) }).to_vec(),
         };
         Receipt::sign(statement, &signer)
     }
@@ -130,11 +139,13 @@ mod tests {
     fn every_field_is_under_the_signature() {
         let run = Digest([7; 32]);
         let (_, other) = key(3);
-        let changes: [fn(&mut Statement, PeerId); 4] = [
+        let changes: [fn(&mut Statement, PeerId); 6] = [
             |s, _| s.stage = StageId(2),
             |s, other| s.worker = other,
             |s, other| s.by = other,
-            |s, _| s.microbatches.push(6),
+            |s, _| s.seat = SeatId(4),
+            |s, _| s.microbatches[0].step = InnerStep(2),
+            |s, _| s.microbatches.push(Trained { index: 6, step: InnerStep(1) }),
         ];
         for change in changes {
             let mut forged = receipt();
@@ -147,8 +158,14 @@ mod tests {
     #[test]
     fn nobody_signs_for_himself() {
         let (signer, by) = key(1);
-        let statement =
-            Statement { run: Digest([7; 32]), stage: StageId(1), worker: by, by, microbatches: Vec::new() };
+        let statement = Statement {
+            run: Digest([7; 32]),
+            stage: StageId(1),
+            worker: by,
+            seat: SeatId(1),
+            by,
+            microbatches: Vec::new(),
+        };
         assert_eq!(Receipt::sign(statement, &signer).verify(Digest([7; 32])), Err(ReceiptError::OwnWork));
     }
 }

@@ -16,6 +16,7 @@ use crate::sync::group::Group;
 use crate::sync::member::{Decision, Member};
 use crate::sync::task::{SyncDone, SyncTask};
 use crate::time::{Span, Time};
+use crate::work::{Frontier, Needs};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
@@ -75,12 +76,14 @@ impl Host {
             }
             Input::Rejected { peer, reason } => out.record(Event::Rejected { peer, reason }),
             Input::Faulted { reason } => self.finish(Outcome::Failed { reason }, out),
-            Input::Drain => self.finish(Outcome::Stopped { step: InnerStep(0) }, out),
+            Input::Drain | Input::Leave { .. } => self.finish(Outcome::Stopped { step: InnerStep(0) }, out),
             Input::Connected { .. }
             | Input::Forwarded { .. }
             | Input::Backwarded { .. }
             | Input::Stepped { .. }
             | Input::Sync(_)
+            | Input::Exported { .. }
+            | Input::Unfit { .. }
             | Input::Loaded { .. }
             | Input::Woke => {}
         }
@@ -144,7 +147,8 @@ impl Host {
         self.arbiter = Some(Arbiter::new(config, &plan, InnerStep(0), None));
         for member in &plan.members {
             self.waiting.insert(member.peer);
-            out.send(member.peer, Message::Placed { plan: plan.clone(), start: Start::Fresh });
+            let (start, frontier) = (Start::Fresh, Frontier::default());
+            out.send(member.peer, Message::Placed { plan: plan.clone(), start, frontier });
         }
         self.plan = Some(plan);
         Ok(())
@@ -156,16 +160,17 @@ impl Host {
         for member in self.plan.iter().flat_map(|plan| &plan.members) {
             let microbatches = vec![MicrobatchId::train(0)];
             let (attempt, expires_in) = (Attempt(0), Span(u64::MAX));
-            out.send(member.peer, Message::Lease { microbatches, attempt, expires_in });
+            out.send(member.peer, Message::Lease { microbatches, attempt, needs: Needs::All, expires_in });
         }
     }
 
     fn advance(&mut self, now: Time, out: &mut Outbox) {
         let Some(arbiter) = &mut self.arbiter else { return };
-        arbiter.advance(now, out);
+        arbiter.advance(now, &|_| false, out);
         if let Some(committed) = arbiter.take_store() {
-            let state = Durable { run: self.spec.digest(), checkpoint: None, agreed: Some(committed) };
-            out.push(Action::Store(StoreItem::Coordinator(state.bytes())));
+            let (run, agreed) = (self.spec.digest(), Some(committed));
+            let state = Durable { run, checkpoint: None, agreed, session: None }.bytes();
+            out.push(Action::Store(StoreItem::Coordinator { state, accounts: Vec::new() }));
         }
         // Who is lost is on record already; the others go on.
         let _ = arbiter.take_lost();
@@ -257,7 +262,7 @@ impl Guest {
                 out.send(self.host, Message::Failed { reason: reason.clone() });
                 self.finish(Outcome::Failed { reason }, out);
             }
-            Input::Drain => self.finish(Outcome::Stopped { step: InnerStep(0) }, out),
+            Input::Drain | Input::Leave { .. } => self.finish(Outcome::Stopped { step: InnerStep(0) }, out),
             Input::Woke => {
                 if let Some(member) = &mut self.member {
                     member.woke(now, out);
@@ -266,6 +271,8 @@ impl Guest {
             Input::Forwarded { .. }
             | Input::Backwarded { .. }
             | Input::Stepped { .. }
+            | Input::Exported { .. }
+            | Input::Unfit { .. }
             | Input::Stored { .. } => {}
         }
         if let Some((outer, Decision::Excluded)) = self.member.as_mut().and_then(Member::take_decision) {
@@ -288,7 +295,7 @@ impl Guest {
     ) -> Result<(), Refusal> {
         let from_host = from == self.host;
         match (message, &mut self.member) {
-            (Message::Placed { plan, start }, None) if from_host => self.placed(plan, start, out),
+            (Message::Placed { plan, start, .. }, None) if from_host => self.placed(plan, start, out),
             (Message::Lease { .. }, Some(_)) if from_host => {
                 if self.next == OuterStep(0) {
                     self.snapshot(out);
@@ -326,7 +333,7 @@ impl Guest {
 
     fn ready(&self, out: &mut Outbox) {
         if let Some(plan) = &self.plan {
-            out.send(self.host, Message::Ready { plan: plan.number });
+            out.send(self.host, Message::Ready { plan: plan.number, holds: None });
         }
     }
 
@@ -334,7 +341,7 @@ impl Guest {
         let outer = self.next;
         if self.agenda.outer_border(outer).is_some() {
             self.next = OuterStep(outer.0 + 1);
-            out.push(Action::Sync(SyncTask::Snapshot { outer }));
+            out.push(Action::Sync(SyncTask::Snapshot { outer, microbatches: 0 }));
         }
     }
 

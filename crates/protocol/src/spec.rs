@@ -2,7 +2,7 @@
 //!
 //! Owns the fields, their digest and the search for the first difference. Knows nothing of files, TOML or flags.
 
-use crate::ids::Digest;
+use crate::ids::{Digest, StageId};
 use crate::spec::sync::{SyncSpec, sync_fields};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -252,6 +252,18 @@ pub struct CheckpointSpec {
 }
 
 impl RunSpec {
+    /// Returns an upper bound of the bytes of a stage's weights in f32: its blocks (arXiv 2302.13971, section 2.2), an
+    /// embedding and a head, and boundaries of any form.
+    pub fn stage_bytes(&self, stage: StageId) -> u64 {
+        let model = &self.model;
+        let layers = self.pipeline.stage_layers.get(usize::from(stage.0)).copied().unwrap_or(0);
+        let (width, ffn) = (u64::from(model.width), u64::from(model.ffn_width));
+        let block = 4 * width * width + 3 * width * ffn + 8 * width;
+        let inner = width + u64::from(self.boundary.width) + u64::from(self.boundary.encoder_width);
+        let ends = 2 * u64::from(model.vocabulary) * width + 16 * inner * inner;
+        4 * (u64::from(layers) * block + ends)
+    }
+
     /// Returns the digest that names the run: BLAKE3 of the spec's wire form.
     pub fn digest(&self) -> Digest {
         Digest::of(&postcard::to_allocvec(self).expect("a spec of plain fields always serialises"))

@@ -4,11 +4,12 @@
 
 use crate::message::Message;
 use crate::sync::say::Say;
+use crate::sync::state::StateSay;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
 /// The version of messages and handshake; peers of different versions do not talk.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 
 /// Largest header. A lease of 1,024 microbatches or a plan of 1,000 members with addresses stays below.
 pub const HEADER_BYTES_MAX: usize = 256 * 1024;
@@ -78,8 +79,22 @@ pub fn encode(message: &Message) -> Frame {
     assert!(header.len() <= HEADER_BYTES_MAX, "our messages are bounded where they are made");
     let payload = match message {
         Message::Activation(tensor) | Message::Gradient(tensor) => tensor.payload.clone(),
-        Message::Sync(Say::Chunk { payload, .. }) => payload.clone(),
+        Message::Sync(Say::Chunk { payload, .. }) | Message::State(StateSay::Chunk { payload, .. }) => {
+            payload.clone()
+        }
         Message::Sync(_)
+        | Message::State(_)
+        | Message::Waiting { .. }
+        | Message::Roster { .. }
+        | Message::Enter { .. }
+        | Message::Beat
+        | Message::Present { .. }
+        | Message::Suspects(_)
+        | Message::Frontier(_)
+        | Message::Close { .. }
+        | Message::Leaving { .. }
+        | Message::Removed { .. }
+        | Message::Diverted { .. }
         | Message::Join(_)
         | Message::Placed { .. }
         | Message::Ready { .. }
@@ -119,7 +134,9 @@ pub fn decode(frame: &Frame) -> Result<Message, WireError> {
     }
     if let Message::Activation(tensor) | Message::Gradient(tensor) = &mut message {
         tensor.payload = payload.clone();
-    } else if let Message::Sync(Say::Chunk { payload: chunk, .. }) = &mut message {
+    } else if let Message::Sync(Say::Chunk { payload: chunk, .. })
+    | Message::State(StateSay::Chunk { payload: chunk, .. }) = &mut message
+    {
         *chunk = payload.clone();
     } else if !payload.is_empty() {
         return Err(WireError::UnexpectedPayload { got: payload.len() });

@@ -6,10 +6,11 @@
 
 use crate::agenda::Agenda;
 use crate::event::{Event, OuterSummary, Verdict};
-use crate::ids::{Attempt, Digest, InnerStep, OuterStep, PeerId, ReplicaId, StageId};
+use crate::ids::{Attempt, Digest, InnerStep, OuterStep, PeerId, ReplicaId, SeatId, StageId};
 use crate::message::{Message, Refusal};
-use crate::plan::{Place, Plan};
+use crate::plan::{Member, Place, Plan};
 use crate::port::Outbox;
+use crate::route::NEVER;
 use crate::sync::credit::Credit;
 use crate::sync::patience::Patience;
 use crate::sync::say::{Round, Say, bounded};
@@ -101,8 +102,9 @@ impl Arbiter {
     /// Opens the outer step that begins at `start`; `committed` is what was durable when the coordinator started.
     pub fn new(config: ArbiterConfig, plan: &Plan, start: InnerStep, committed: Option<Committed>) -> Self {
         let mut tables: BTreeMap<StageId, Table> = BTreeMap::new();
-        for member in &plan.members {
-            tables.entry(member.place.stage).or_default().seat(member.place.replica, member.peer);
+        for member in plan.members.iter().filter(|member| member.enters < NEVER) {
+            let Place { stage, replica } = member.place;
+            tables.entry(stage).or_default().seat(replica, member.peer, member.seat);
         }
         let after = committed
             .as_ref()
@@ -131,13 +133,49 @@ impl Arbiter {
         }
     }
 
-    /// Counts a microbatch that a receipt credits to a place.
+    /// Takes a newcomer in, who contributes nothing to the open outer step but follows it.
+    pub fn seat(&mut self, member: &Member) {
+        let Place { stage, replica } = member.place;
+        self.tables.entry(stage).or_default().seat(replica, member.peer, member.seat);
+    }
+
+    /// Returns whether a newcomer may still follow the open outer step of a stage: its exchange has not begun, or nobody is
+    /// left in it.
+    pub fn may_seat(&self, stage: StageId) -> bool {
+        let free = |table: &Table| !table.has_begun() || table.is_deserted();
+        self.storing.is_none() && self.to_store.is_none() && self.tables.get(&stage).is_none_or(free)
+    }
+
+    /// Returns whether the current try counts on what a peer has contributed, so that its loss is not yet that of its work.
+    pub fn counts_on(&self, peer: PeerId) -> bool {
+        self.tables.values().any(|table| table.counts_on(peer) && !table.is_deserted())
+    }
+
+    /// Returns whether a peer stands at the border of the open outer step.
+    pub fn has_reached(&self, peer: PeerId) -> bool {
+        let place =
+            self.place_of(peer).and_then(|(stage, replica)| Some((self.tables.get(&stage)?, replica)));
+        place.is_some_and(|(table, replica)| table.has_reached(replica))
+    }
+
+    /// Lists the seats that contribute to the current tries, each with the steps that its snapshot has seen.
+    pub fn contributions(&self) -> Vec<(SeatId, InnerStep)> {
+        self.tables.values().flat_map(Table::contributions).collect()
+    }
+
+    /// Counts a microbatch that a receipt credits to a place, in one of that replica's steps.
     pub fn credit(&mut self, step: InnerStep, place: Place) {
         // What is credited behind its commit has no contribution left to weigh.
         let undecided = |outer: &OuterStep| self.committed.as_ref().is_none_or(|last| *outer > last.outer);
-        if let Some(outer) = self.config.agenda.outer_of(step).filter(undecided) {
+        let outer = self.config.agenda.outer_of(step).unwrap_or(self.open);
+        if undecided(&outer) {
             self.credit.add(outer, place);
         }
+    }
+
+    /// Forgets the credit of a place whose holder is lost.
+    pub fn forget_credit(&mut self, place: Place) {
+        self.credit.forget(place);
     }
 
     /// Gives what must be durable before the commit may be announced, once; answered by [`Arbiter::stored`].
@@ -205,7 +243,10 @@ impl Arbiter {
             self.answers.learn(waited);
         }
         if let Say::Reached { outer, step, .. } = &say {
-            if self.config.agenda.outer_border(*outer) != Some(*step) {
+            let border = self.config.agenda.outer_border_or_end(*outer);
+            // At the end a replica may have taken steps for what was done again.
+            let beyond = border == Some(self.config.agenda.steps()) && border < Some(*step);
+            if border != Some(*step) && !beyond {
                 return Err(Refusal::NotAtBorder { outer: *outer, step: *step });
             }
             if self.fresh && self.storing.is_none() && *outer > self.open {
@@ -227,9 +268,9 @@ impl Arbiter {
         let open = self.open;
         let Some(table) = self.tables.get_mut(&stage) else { return };
         match say {
-            Say::Reached { heard, .. } => {
+            Say::Reached { heard, step, .. } => {
                 self.began.get_or_insert(now);
-                table.reached(replica, heard);
+                table.reached(replica, step, heard);
                 let wait = self.exchanges.wait();
                 self.probe_at.get_or_insert(now + wait);
                 table.remind(replica, out);
@@ -294,8 +335,9 @@ impl Arbiter {
         }
     }
 
-    /// Does whatever can be done now; to be called after every input, and at the deadline.
-    pub fn advance(&mut self, now: Time, out: &mut Outbox) {
+    /// Does whatever can be done now; to be called after every input, and at the deadline. `awaits_receipts` says whether
+    /// receipts for a stage's work may still be on their way.
+    pub fn advance(&mut self, now: Time, awaits_receipts: &dyn Fn(StageId) -> bool, out: &mut Outbox) {
         self.probe(now, out);
         if self.storing.is_some() {
             return;
@@ -306,21 +348,21 @@ impl Arbiter {
             self.assembled = Some(now);
         }
         if let Some(since) = self.assembled.filter(|_| !self.credited) {
-            self.credited = stages.iter().all(|stage| self.is_credited(*stage));
+            self.credited = !stages.iter().any(|stage| awaits_receipts(*stage));
             if self.credited {
                 self.credits.learn(now.since(since));
             }
         }
         let mut hopeless = false;
         for stage in stages {
-            hopeless |= !self.advance_stage(now, stage, out);
+            hopeless |= !self.advance_stage(now, stage, awaits_receipts, out);
         }
         if hopeless {
             return self.restore(now, out);
         }
         let votes: Option<Vec<(StageId, Digest)>> =
             self.tables.iter().map(|(stage, table)| Some((*stage, table.agreed_vote()?))).collect();
-        let step = self.config.agenda.outer_border(self.open);
+        let step = self.config.agenda.outer_border_or_end(self.open);
         if let (Some(digests), Some(step)) = (votes, step) {
             let tokens = self.config.step_tokens.saturating_mul(step.0);
             let committed = Committed { outer: self.open, step, tokens, digests };
@@ -330,7 +372,13 @@ impl Arbiter {
     }
 
     /// Opens a try of a stage where one is due; returns whether there is hope for this outer step.
-    fn advance_stage(&mut self, now: Time, stage: StageId, out: &mut Outbox) -> bool {
+    fn advance_stage(
+        &mut self,
+        now: Time,
+        stage: StageId,
+        awaits_receipts: &dyn Fn(StageId) -> bool,
+        out: &mut Outbox,
+    ) -> bool {
         let Some(table) = self.tables.get(&stage) else { return true };
         if table.is_deserted() {
             return true;
@@ -342,7 +390,7 @@ impl Arbiter {
         let due = if table.has_begun() {
             disagreed.is_some() || table.is_broken()
         } else {
-            table.is_assembled() && self.credit_is_in(now, stage)
+            table.is_assembled() && self.credit_is_in(now, stage, awaits_receipts)
         };
         if !due {
             return true;
@@ -360,17 +408,12 @@ impl Arbiter {
         begun
     }
 
-    fn credit_is_in(&self, now: Time, stage: StageId) -> bool {
+    fn credit_is_in(&self, now: Time, stage: StageId, awaits_receipts: &dyn Fn(StageId) -> bool) -> bool {
         let waited = self.assembled.is_some_and(|since| now >= since + self.credits.wait());
         match self.config.weighing {
             Weighing::Equal => true,
-            Weighing::Receipts => waited || self.is_credited(stage),
+            Weighing::Receipts => waited || !awaits_receipts(stage),
         }
-    }
-
-    /// Returns whether all that a stage has done in the open outer step is receipted.
-    fn is_credited(&self, stage: StageId) -> bool {
-        self.credit.of_stage(self.open, stage) >= self.config.agenda.microbatches_of_outer(self.open)
     }
 
     /// Returns the weight of each replica of a stage: its credit, or 1 each where nobody has any.
@@ -433,6 +476,12 @@ impl Arbiter {
         self.credit.committed(committed.outer);
         self.conclude(Verdict::Committed, took, &committed.digests, out);
         self.committed = Some(committed);
+    }
+
+    /// Calls the open outer step off, though all have voted: it would not hold all that it has to.
+    pub fn call_off(&mut self, now: Time, out: &mut Outbox) {
+        (self.storing, self.to_store) = (None, None);
+        self.restore(now, out);
     }
 
     fn restore(&mut self, now: Time, out: &mut Outbox) {

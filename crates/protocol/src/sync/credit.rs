@@ -24,10 +24,9 @@ impl Credit {
         until.filter(|((_, at), _)| *at == place).map(|(_, count)| count).sum()
     }
 
-    /// Returns what a stage has earned in one outer step.
-    pub fn of_stage(&self, outer: OuterStep, stage: StageId) -> u64 {
-        let of_outer = self.counts.range((outer, FIRST)..=(outer, LAST));
-        of_outer.filter(|((_, at), _)| at.stage == stage).map(|(_, count)| count).sum()
+    /// Forgets what a place has earned, whose holder is lost.
+    pub fn forget(&mut self, place: Place) {
+        self.counts.retain(|(_, at), _| *at != place);
     }
 
     /// Forgets what is behind a commit.
@@ -36,7 +35,6 @@ impl Credit {
     }
 }
 
-const FIRST: Place = Place { stage: StageId(0), replica: crate::ids::ReplicaId(0) };
 const LAST: Place = Place { stage: StageId(u16::MAX), replica: crate::ids::ReplicaId(u16::MAX) };
 
 #[cfg(test)]
@@ -53,9 +51,9 @@ mod tests {
         credit.add(OuterStep(1), at(1));
         credit.add(OuterStep(2), at(0));
         assert_eq!((credit.of(OuterStep(1), at(0)), credit.of(OuterStep(1), at(1))), (2, 1));
-        assert_eq!(credit.of_stage(OuterStep(1), StageId(1)), 2);
-        assert_eq!(credit.of_stage(OuterStep(1), StageId(0)), 0);
         credit.committed(OuterStep(1));
         assert_eq!((credit.of(OuterStep(2), at(0)), credit.of(OuterStep(2), at(1))), (1, 0));
+        credit.forget(at(0));
+        assert_eq!(credit.of(OuterStep(2), at(0)), 0);
     }
 }

@@ -53,6 +53,8 @@ pub struct Member {
     group: Group,
     exchange: Option<Exchange>,
     decision: Option<(OuterStep, Decision)>,
+    /// The last commit that this replica follows, with the digest of its weights.
+    agreed: Option<(OuterStep, Digest)>,
     /// How long an answer to a message takes: no longer than a chunk.
     answers: Patience,
     /// How long a chunk takes.
@@ -63,10 +65,21 @@ impl Member {
     /// Makes a replica that stands in no exchange.
     pub fn new(me: ReplicaId, coordinator: PeerId, group: Group) -> Self {
         let (answers, chunks) = (Patience::new(ANSWER_WAIT_FIRST), Patience::new(CHUNK_WAIT_FIRST));
-        Self { me, coordinator, group, exchange: None, decision: None, answers, chunks }
+        Self { me, coordinator, group, exchange: None, decision: None, agreed: None, answers, chunks }
     }
 
-    /// Says that the replica stands at the border of an outer step, with its snapshot taken.
+    /// Hears who takes part from now on.
+    pub fn regroup(&mut self, group: Group) {
+        self.group = group;
+    }
+
+    /// Returns the last commit that this replica follows, with the digest of its weights.
+    pub fn agreed(&self) -> Option<(OuterStep, Digest)> {
+        self.agreed
+    }
+
+    /// Says that the replica stands at the border of an outer step, with its snapshot taken of weights that have seen so many
+    /// steps: at the end of the run they may have seen more than the border has, where work was done again.
     pub fn reached(&mut self, now: Time, outer: OuterStep, step: InnerStep, out: &mut Outbox) {
         assert!(self.exchange.is_none(), "an exchange is decided before the next one opens");
         self.exchange = Some(Exchange::new(outer, step, now));
@@ -210,7 +223,8 @@ impl Member {
         let Some(exchange) = self.exchange.as_ref().filter(|exchange| exchange.outer == outer) else {
             return;
         };
-        if exchange.staging == Staging::Done(digest) && exchange.step == step {
+        if exchange.staging == Staging::Done(digest) && exchange.step >= step {
+            self.agreed = Some((outer, digest));
             out.push(Action::Sync(SyncTask::Commit { outer }));
             out.record(Event::Agreed { outer, digest });
             self.decide(outer, Decision::Committed, out);

@@ -3,7 +3,7 @@
 //! Owns who is there, who has reached the border, and the claims and votes of the current try. Decides nothing about the
 //! outer step as a whole.
 
-use crate::ids::{Attempt, Digest, OuterStep, PeerId, ReplicaId};
+use crate::ids::{Attempt, Digest, InnerStep, OuterStep, PeerId, ReplicaId, SeatId};
 use crate::message::Message;
 use crate::port::Outbox;
 use crate::sync::say::{Begin, Round, Say};
@@ -39,8 +39,11 @@ pub(crate) enum Standing {
 #[derive(Debug)]
 struct Chair {
     peer: PeerId,
+    seat: SeatId,
     standing: Standing,
     reached: bool,
+    /// Inner steps that its snapshot has seen.
+    seen: InnerStep,
     heard: Time,
     probed: Option<Time>,
     /// Bytes a second at which others received from it, the latest counting for a quarter.
@@ -79,11 +82,38 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn seat(&mut self, replica: ReplicaId, peer: PeerId) {
-        let standing = Standing::Present;
-        let (reached, heard, probed) = (false, Time(0), None);
-        let chair = Chair { peer, standing, reached, heard, probed, uplink: 0, measured: 0 };
+    pub(crate) fn seat(&mut self, replica: ReplicaId, peer: PeerId, seat: SeatId) {
+        // Of a stage that stood empty nobody knows any more what its last try was about.
+        if self.is_deserted() {
+            self.close();
+        }
+        let chair = Chair {
+            peer,
+            seat,
+            standing: Standing::Present,
+            reached: false,
+            seen: InnerStep(0),
+            heard: Time(0),
+            probed: None,
+            uplink: 0,
+            measured: 0,
+        };
         self.chairs.insert(replica, chair);
+    }
+
+    /// Returns whether the current try counts on what a peer has contributed.
+    pub(crate) fn counts_on(&self, peer: PeerId) -> bool {
+        let contributes = |replica: ReplicaId| {
+            let contributors = self.current.iter().flat_map(|current| &current.begin.contributors);
+            contributors.into_iter().any(|(contributor, _)| *contributor == replica)
+        };
+        self.replica_of(peer).is_some_and(contributes)
+    }
+
+    /// Lists the seats that contribute to the current try, each with the steps that its snapshot has seen.
+    pub(crate) fn contributions(&self) -> impl Iterator<Item = (SeatId, InnerStep)> {
+        let contributors = self.current.iter().flat_map(|current| &current.begin.contributors);
+        contributors.filter_map(|(replica, _)| self.chairs.get(replica).map(|chair| (chair.seat, chair.seen)))
     }
 
     pub(crate) fn replica_of(&self, peer: PeerId) -> Option<ReplicaId> {
@@ -148,9 +178,9 @@ impl Table {
 
     /// Notes that a replica stands at the border. The tries it has heard of count until the first begins here: they are of
     /// a coordinator before this one.
-    pub(crate) fn reached(&mut self, replica: ReplicaId, heard: Attempt) {
+    pub(crate) fn reached(&mut self, replica: ReplicaId, seen: InnerStep, heard: Attempt) {
         if let Some(chair) = self.chairs.get_mut(&replica) {
-            chair.reached = true;
+            (chair.reached, chair.seen) = (true, seen);
         }
         if self.current.is_none() {
             self.attempts = self.attempts.max(heard.min(ATTEMPT_HEARD_MAX));
@@ -163,6 +193,11 @@ impl Table {
         if !current.votes.contains_key(&replica) {
             out.send(chair.peer, Message::Sync(Say::Begin(current.begin.clone())));
         }
+    }
+
+    /// Returns whether a replica has said that it stands at the border.
+    pub(crate) fn has_reached(&self, replica: ReplicaId) -> bool {
+        self.chairs.get(&replica).is_some_and(|chair| chair.reached)
     }
 
     /// Returns whether all who are present stand at the border.
@@ -323,6 +358,7 @@ impl Table {
 
     /// Makes ready for the next outer step.
     pub(crate) fn close(&mut self) {
+        self.chairs.retain(|_, chair| chair.standing == Standing::Present);
         for chair in self.chairs.values_mut() {
             (chair.reached, chair.probed) = (false, None);
         }
@@ -353,7 +389,8 @@ mod tests {
     fn table(replicas: u16) -> Table {
         let mut table = Table::default();
         for replica in 0..replicas {
-            table.seat(ReplicaId(replica), PeerId([replica as u8 + 1; 32]));
+            let (peer, seat) = (PeerId([replica as u8 + 1; 32]), SeatId(u32::from(replica)));
+            table.seat(ReplicaId(replica), peer, seat);
         }
         table
     }
@@ -453,6 +490,19 @@ mod tests {
         let mut out = Outbox::default();
         assert!(!table.begin(OuterStep(0), &weights, &mut out));
         assert_eq!(out.pop(), None);
+    }
+
+    #[test]
+    fn the_try_counts_on_a_contributor_even_when_it_is_gone() {
+        let mut table = table(2);
+        table.reached(ReplicaId(0), InnerStep(7), Attempt(0));
+        begin(&mut table);
+        table.leave(ReplicaId(0));
+        assert!(table.counts_on(PeerId([1; 32])) && !table.counts_on(PeerId([9; 32])));
+        let seen: Vec<_> = table.contributions().collect();
+        assert_eq!(seen, [(SeatId(0), InnerStep(7)), (SeatId(1), InnerStep(0))]);
+        table.close();
+        assert!(!table.counts_on(PeerId([1; 32])) && table.replica_of(PeerId([1; 32])).is_none());
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub enum SyncTask {
     Snapshot {
         /// For which outer step.
         outer: OuterStep,
+        /// Microbatches in the sum, over which a mean gradient is taken; with 0 it is zero everywhere.
+        microbatches: u32,
     },
     /// Encode this replica's contribution, shard by shard; answered by `Encoded`.
     Encode {

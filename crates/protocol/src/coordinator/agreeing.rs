@@ -1,0 +1,141 @@
+//! The coordinator's part in the outer steps: it carries the arbiter on, and keeps ledger and disk in step with it.
+//!
+//! Owns that order: a commit is durable before it is announced, and credit is final when it is. Knows nothing of how replicas
+//! exchange.
+
+use crate::agenda::Exchanges;
+use crate::coordinator::{Coordinator, Phase};
+use crate::ids::{InnerStep, PeerId, SeatId, StageId};
+use crate::message::{Message, Outcome, Refusal, Removal};
+use crate::port::Outbox;
+use crate::running::Storing;
+use crate::sync::say::Say;
+use crate::time::{Span, Time};
+use alloc::format;
+use alloc::vec::Vec;
+
+impl Coordinator {
+    pub(super) fn replica_said(
+        &mut self,
+        now: Time,
+        from: PeerId,
+        say: Say,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let (running, _) = self.running_for(from, None)?;
+        let arbiter = running.arbiter.as_mut().ok_or(Refusal::NotYours { peer: from })?;
+        arbiter.received(now, from, say, out)
+    }
+
+    /// Carries the outer step on, and makes its commit durable.
+    pub(super) fn agree(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(arbiter) = &mut running.arbiter else { return };
+        let below = arbiter_border(&self.agenda, arbiter.open());
+        let (ledger, leases) = (&running.ledger, &running.leases);
+        let awaits = |stage: StageId| ledger.awaits_receipts(stage, below, leases.settled());
+        arbiter.advance(now, &awaits, out);
+        if let Some(committed) = arbiter.take_store() {
+            let contributions = arbiter.contributions();
+            let last = running.closing.is_some();
+            if last && !ledger.all_held_with(self.agenda.train_microbatches(), &contributions) {
+                // Somebody was lost after all had been credited: its work is done again before the run ends.
+                arbiter.call_off(now, out);
+            } else {
+                let mut ledger = running.ledger.clone();
+                ledger.committed(&contributions);
+                running.ledger_stored = ledger;
+                running.storing.push_back(Storing::Outer(contributions));
+                self.durable.agreed = Some(committed);
+                self.store(out);
+            }
+        }
+        self.follow_verdict(now, out);
+    }
+
+    fn follow_verdict(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(arbiter) = &mut running.arbiter else { return };
+        let lost = arbiter.take_lost();
+        let restored = arbiter.take_restored();
+        if let Some(outer) = restored {
+            running.closing = None;
+            self.settle_orphans();
+            if self.agenda.exchanges() == Exchanges::Gradients {
+                let reason =
+                    format!("replicas disagree on the gradient of step {}, tried again in vain", outer.0);
+                return self.finish(Outcome::Failed { reason }, out);
+            }
+        }
+        for peer in lost {
+            self.remove(now, peer, Removal::Silent, out);
+        }
+    }
+
+    /// Hears that a commit is durable.
+    pub(super) fn committed(&mut self, now: Time, contributions: &[(SeatId, InnerStep)], out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        running.ledger.committed(contributions);
+        if let Some(arbiter) = &mut running.arbiter {
+            let below = arbiter_border(&self.agenda, arbiter.open());
+            arbiter.stored(now, out);
+            running.find_missing(below);
+        }
+        let since = running.committed_at.map_or(Span(0), |(at, _)| now.since(at));
+        running.committed_at = Some((now, since));
+        self.settle_orphans();
+        self.let_leavers_go(now, out);
+        self.place_again(now, out);
+        self.balance(now, out);
+    }
+
+    /// Takes back what lost seats were credited with, now that the outer step that might have held it is decided.
+    fn settle_orphans(&mut self) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let orphans: Vec<SeatId> = core::mem::take(&mut running.orphans);
+        for seat in orphans {
+            running.ledger.lose(seat);
+        }
+    }
+
+    /// Lets members go that asked to leave and whose work is in the last commit.
+    fn let_leavers_go(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let committed =
+            running.arbiter.as_ref().and_then(|arbiter| arbiter.committed()).map(|last| last.step);
+        let gone = running.plan.members.iter().filter(|member| {
+            member.until.zip(committed).is_some_and(|(until, committed)| until <= committed)
+        });
+        let gone: Vec<PeerId> = gone.map(|member| member.peer).collect();
+        let moving = running.moving.map(|(peer, ..)| peer);
+        for peer in gone {
+            let why = if Some(peer) == moving { Removal::Moved } else { Removal::Left };
+            self.remove(now, peer, why, out);
+        }
+    }
+
+    /// Tells newcomers that what they fetch is behind the last commit.
+    fn place_again(&mut self, _now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        for peer in running.roster.arriving() {
+            let Some(stage) = running.plan.place_of(peer).map(|place| place.stage) else { continue };
+            let Some(start) = running.replicas_start(stage) else { continue };
+            let Some(arrival) = running.roster.arrival(peer) else { continue };
+            if arrival.is_behind(&start) {
+                arrival.begin(start);
+                let (plan, frontier) = (running.plan.clone(), running.told);
+                out.send(peer, Message::Placed { plan, start, frontier });
+            }
+        }
+    }
+}
+
+/// Returns the training index at which the border of an outer step lies.
+fn arbiter_border(agenda: &crate::agenda::Agenda, outer: crate::ids::OuterStep) -> u64 {
+    let border = agenda.outer_border_or_end(outer).unwrap_or_else(|| agenda.steps());
+    match agenda.exchanges() {
+        // The gradient of a step is exchanged before anyone has receipted it.
+        Exchanges::Gradients | Exchanges::Nothing => 0,
+        Exchanges::PseudoGradients => agenda.training_of(border).start,
+    }
+}

@@ -1,0 +1,462 @@
+//! Who takes part while the run goes on: peers that come, go, fall silent and come again.
+//!
+//! Owns those decisions, and that nobody acts on a change of the plan before it is durable. Knows nothing of queues or of how
+//! a state travels.
+
+use crate::agenda::Exchanges;
+use crate::coordinator::{Coordinator, Phase};
+use crate::event::Event;
+use crate::ids::{InnerStep, OuterStep, PeerId, PlanNumber, SeatId, StageId};
+use crate::message::{Join, Message, Refusal, Removal, Start, Wait};
+use crate::plan::{Member, Place};
+use crate::port::Outbox;
+use crate::rebalance::vacancy;
+use crate::roster::{self, Change, Stands, Waiting};
+use crate::route::NEVER;
+use crate::running::{Running, Storing};
+use crate::time::{Span, Time};
+use alloc::vec::Vec;
+
+/// A coordinator that was not called for so long was itself stopped or starved: members say something each second. Their
+/// silence is then its own.
+const SLEPT: Span = Span::seconds(3);
+
+impl Coordinator {
+    /// Takes a request for a place while the run goes on.
+    pub(super) fn joined_under_way(
+        &mut self,
+        now: Time,
+        from: PeerId,
+        join: Join,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let Phase::Running(running) = &mut self.phase else { return Err(Refusal::NotYours { peer: from }) };
+        if let Some(arrival) = running.roster.arrival(from).copied()
+            && arrival.stands == Stands::Fetches
+        {
+            // What it was told may have been lost with a connection.
+            let (plan, start, frontier) = (running.plan.clone(), arrival.start, running.told);
+            out.send(from, Message::Placed { plan, start, frontier });
+            return Ok(());
+        }
+        if running.plan.place_of(from).is_some() {
+            self.remove(now, from, Removal::Restarted, out);
+        }
+        let Phase::Running(running) = &mut self.phase else { return Ok(()) };
+        if running.roster.waits(from, join) { Ok(()) } else { Err(Refusal::PlanFull) }
+    }
+
+    /// Hears that a member has its stage.
+    pub(super) fn ready(
+        &mut self,
+        now: Time,
+        from: PeerId,
+        got: PlanNumber,
+        holds: Option<OuterStep>,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        match &mut self.phase {
+            Phase::Preparing { plan, ready } => {
+                if plan.place_of(from).is_none() {
+                    return Err(Refusal::NotMember { peer: from });
+                }
+                if plan.number != got {
+                    return Err(Refusal::StalePlan { got, current: plan.number });
+                }
+                ready.insert(from);
+                if ready.len() == plan.members.len() {
+                    let plan = plan.clone();
+                    self.begin(now, plan, out);
+                }
+                Ok(())
+            }
+            Phase::Running(running) => {
+                let Some(arrival) = running.roster.arrival(from) else {
+                    // Who takes part already says it again when it has connected anew.
+                    let member = running.plan.place_of(from).is_some();
+                    return if member { Ok(()) } else { Err(Refusal::NotMember { peer: from }) };
+                };
+                let wanted = match arrival.start {
+                    Start::Replicas { outer, .. } => Some(outer),
+                    Start::Fresh | Start::Checkpoint { .. } => None,
+                };
+                // What it fetched before is behind what it was told to fetch since.
+                if holds == wanted {
+                    arrival.stands = Stands::Ready;
+                }
+                Ok(())
+            }
+            Phase::Gathering { .. } | Phase::Reviving { .. } | Phase::Over => {
+                Err(Refusal::NotYours { peer: from })
+            }
+        }
+    }
+
+    /// Hears a member, or one that takes itself for one.
+    pub(super) fn beaten(&mut self, from: PeerId, out: &mut Outbox) -> Result<(), Refusal> {
+        if let Phase::Running(running) = &mut self.phase {
+            match running.plan.place_of(from) {
+                Some(_) => running.tell_refused(from, out),
+                None => out.send(from, Message::Removed { why: Removal::Unknown }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hears that a member has to leave.
+    pub(super) fn leaving(
+        &mut self,
+        now: Time,
+        from: PeerId,
+        notice: Span,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let Phase::Running(running) = &mut self.phase else {
+            self.lost(now, from, "left".into(), out);
+            return Ok(());
+        };
+        running.roster.take(from);
+        let Some(member) = running.plan.member(from).cloned() else { return Ok(()) };
+        let place = member.place;
+        out.record(Event::Leaving { peer: from, place, notice });
+        let alone = running.plan.replicas(place.stage).filter(|other| roster::has_entered(other)).count() < 2;
+        if notice == Span(0) || !roster::has_entered(&member) {
+            self.remove(now, from, Removal::Left, out);
+            return Ok(());
+        }
+        running.roster.leaves(from, now + notice);
+        if let Some(until) = running.last_border(now, from, notice).filter(|_| !alone) {
+            running.plan.number.0 += 1;
+            let entry = running.plan.members.iter_mut().find(|other| other.peer == from);
+            if let Some(entry) = entry {
+                entry.until = Some(until);
+            }
+            self.announce_plan(None, out);
+        }
+        Ok(())
+    }
+
+    /// Hears that a member would not take what it was sent.
+    pub(super) fn refused(&mut self, now: Time, from: PeerId, refusal: &Refusal, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let (Refusal::Leaves { microbatch } | Refusal::Busy { microbatch }) = refusal else { return };
+        let microbatch = *microbatch;
+        if !running.leases.is_held_by(microbatch, from) {
+            return;
+        }
+        if matches!(refusal, Refusal::Busy { .. }) {
+            // Back-pressure: it is told again when it has done something.
+            running.refused.insert(microbatch);
+            return;
+        }
+        let usable = |peer: PeerId| peer != from && !running.roster.is_suspect(peer);
+        let to = crate::route::choose(&running.plan, &running.agenda, StageId(0), microbatch, usable);
+        if let Some(to) = to {
+            let renewed = running.leases.move_to(now, microbatch, to);
+            running.tell(renewed, out);
+        }
+    }
+
+    /// Looks who has fallen silent, and who was heard again.
+    pub(super) fn watch(&mut self, now: Time, slept: Span, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        if slept >= SLEPT {
+            running.roster.slept(now);
+        }
+        let changes = running.roster.changes(now);
+        let mut lost = Vec::new();
+        for change in &changes {
+            let place = |peer: &PeerId| running.plan.place_of(*peer);
+            match change {
+                Change::Suspected(peer) => {
+                    out.record_at(place(peer), |place| Event::Suspected { peer: *peer, place });
+                }
+                Change::Trusted(peer) => {
+                    out.record_at(place(peer), |place| Event::Trusted { peer: *peer, place });
+                }
+                Change::Lost(peer) => lost.push(*peer),
+            }
+        }
+        if changes.iter().any(|change| !matches!(change, Change::Lost(_))) {
+            let suspects = running.roster.suspects();
+            for member in &running.plan.members {
+                out.send(member.peer, Message::Suspects(suspects.clone()));
+            }
+        }
+        let over = running.roster.leaving().into_iter().filter(|(_, by)| *by <= now);
+        let over: Vec<PeerId> = over.map(|(peer, _)| peer).collect();
+        for peer in lost {
+            self.remove(now, peer, Removal::Silent, out);
+        }
+        for peer in over {
+            self.remove(now, peer, Removal::Left, out);
+        }
+    }
+
+    /// Takes a member's place away, and has others do what it had not handed in.
+    pub(super) fn remove(&mut self, now: Time, peer: PeerId, why: Removal, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(member) = running.plan.member(peer).cloned() else { return };
+        let place = member.place;
+        running.plan.number.0 += 1;
+        running.plan.members.retain(|other| other.peer != peer);
+        running.roster.forget(peer);
+        running.paces.retain(&running.plan);
+        running.keep_moving(now, peer, why);
+        // Where replicas agree, what they agree on says whether the end holds all; else it is looked at anew.
+        running.closing = running.closing.filter(Option::is_some);
+        let empty = !running.plan.replicas(place.stage).any(roster::has_entered);
+        let mut lost = 0;
+        if let Some(arbiter) = &mut running.arbiter {
+            let pending = arbiter.counts_on(peer);
+            arbiter.lost(peer);
+            arbiter.forget_credit(place);
+            if pending && !empty {
+                running.orphans.push(member.seat);
+            }
+        }
+        if !running.orphans.contains(&member.seat) {
+            lost += running.ledger.lose(member.seat);
+        }
+        if empty && roster::has_entered(&member) {
+            running.orphans.retain(|seat| {
+                let elsewhere = !running.ledger.is_of_stage(*seat, place.stage);
+                if !elsewhere {
+                    lost += running.ledger.lose(*seat);
+                }
+                elsewhere
+            });
+            lost += running.ledger.lose_stage(place.stage);
+            if running.roster.stalls(place.stage) {
+                let durable = self.durable.step();
+                out.record(Event::Stalled { stage: place.stage, durable });
+            }
+        }
+        out.record(Event::Removed { peer, place, why, lost });
+        out.send(peer, Message::Removed { why });
+        running.ledger_stored = running.ledger.clone();
+        running.release_leases(now, peer, out);
+        self.announce_plan(None, out);
+        self.complete_saves(out);
+    }
+
+    /// Makes a later plan durable, then tells it to everyone; a newcomer hears `welcome` in place of it.
+    pub(super) fn announce_plan(&mut self, welcome: Option<(PeerId, Message)>, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let plan = running.plan.clone();
+        let members = plan.members.iter().map(|m| (m.peer, m.place)).collect();
+        out.record(Event::Planned { plan: plan.number, members });
+        let disturbed_below = InnerStep(running.leases.highest_step().0 + 1);
+        let newcomer = welcome.as_ref().map(|(peer, _)| *peer);
+        let others = plan.members.iter().filter(|member| Some(member.peer) != newcomer);
+        let mut messages: Vec<(PeerId, Message)> = others
+            .map(|member| (member.peer, Message::Roster { plan: plan.clone(), disturbed_below }))
+            .collect();
+        messages.extend(welcome);
+        running.storing.push_back(Storing::Session(messages));
+        self.store(out);
+    }
+
+    /// Lets newcomers enter who can, and gives places to those who wait.
+    pub(super) fn admit(&mut self, now: Time, out: &mut Outbox) {
+        self.let_enter(now, out);
+        while let Some((peer, place, start)) = self.next_placement() {
+            self.give_place(now, peer, place, start, out);
+        }
+        let checkpoint = self.durable.checkpoint.clone();
+        let (stages, replicas) = (self.spec.stages(), self.spec.pipeline.replicas);
+        let Phase::Running(running) = &mut self.phase else { return };
+        let closing = running.closing.is_some();
+        let gradients = running.agenda.exchanges() == Exchanges::Gradients;
+        let vacant = roster::vacancies(&running.plan, stages, replicas);
+        let why = |waiting: &Waiting| {
+            let wish = waiting.candidate.stage;
+            let fits = |place: &&Place| wish.is_none_or(|stage| stage == place.stage);
+            let needs =
+                |place: &Place| roster::shard(checkpoint.as_ref(), place.stage, &waiting.held).is_none();
+            match vacant.iter().find(fits) {
+                _ if closing => Wait::Closing,
+                None if vacant.is_empty() || wish.is_none() => Wait::NoVacancy,
+                None => Wait::StageTaken,
+                Some(_) if gradients => Wait::NotUnderWay,
+                Some(place) if needs(place) => Wait::NoShard,
+                Some(_) => Wait::NoVacancy,
+            }
+        };
+        for (peer, ahead, why) in running.roster.news(why) {
+            out.record(Event::Waiting { peer, ahead, why });
+            out.send(peer, Message::Waiting { ahead, why });
+        }
+    }
+
+    /// Finds who gets a place next, and what it starts from.
+    fn next_placement(&self) -> Option<(PeerId, Place, Start)> {
+        let Phase::Running(running) = &self.phase else { return None };
+        if running.closing.is_some() && !running.roster.stands_still() {
+            return None;
+        }
+        let (stages, replicas) = (self.spec.stages(), self.spec.pipeline.replicas);
+        let roster = &running.roster;
+        let vacant = roster::vacancies(&running.plan, stages, replicas);
+        let loads = running.loads_at_work(stages);
+        roster.waiting().iter().find_map(|waiting| {
+            let peer = waiting.candidate.peer;
+            let wish = running.wish(peer, waiting.candidate.stage);
+            let fits = |place: &&Place| {
+                wish.is_none_or(|stage| stage == place.stage)
+                    && self.start_under_way(running, place.stage, waiting).is_some()
+            };
+            let open: Vec<Place> = vacant.iter().filter(fits).copied().collect();
+            let place = vacancy(&open, &loads, wish)?;
+            Some((peer, place, self.start_under_way(running, place.stage, waiting)?))
+        })
+    }
+
+    /// Says what a newcomer would start from in a stage, if it can.
+    fn start_under_way(&self, running: &Running, stage: StageId, waiting: &Waiting) -> Option<Start> {
+        if running.roster.is_stalled(stage) {
+            return match &self.durable.checkpoint {
+                None => Some(Start::Fresh),
+                Some(_) => roster::shard(self.durable.checkpoint.as_ref(), stage, &waiting.held),
+            };
+        }
+        match running.agenda.exchanges() {
+            Exchanges::Nothing | Exchanges::Gradients => None,
+            Exchanges::PseudoGradients => match running.replicas_start(stage) {
+                Some(start) => Some(start),
+                // Before the first commit of a run that began from the seed, all have the seed's weights.
+                None if self.durable.step() == InnerStep(0) => Some(Start::Fresh),
+                None => None,
+            },
+        }
+    }
+
+    fn give_place(&mut self, now: Time, peer: PeerId, place: Place, start: Start, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(waiting) = running.roster.take(peer) else { return };
+        let seat = SeatId(running.roster.next_seat());
+        let address = waiting.candidate.address;
+        let member = Member { peer, place, address, seat, enters: NEVER, until: None };
+        running.ledger.seat(&member);
+        running.ledger_stored.seat(&member);
+        running.roster.watch(peer, now);
+        running.roster.arrives(peer, start);
+        running.plan.number.0 += 1;
+        running.plan.members.push(member);
+        running.plan.members.sort_by_key(|member| member.place);
+        let (plan, frontier) = (running.plan.clone(), running.told);
+        self.announce_plan(Some((peer, Message::Placed { plan, start, frontier })), out);
+    }
+
+    /// Lets newcomers enter that have what the stage has, at the border of the open outer step.
+    fn let_enter(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        for peer in running.roster.ready() {
+            self.let_one_enter(now, peer, out);
+        }
+    }
+
+    fn let_one_enter(&mut self, now: Time, peer: PeerId, out: &mut Outbox) {
+        let durable = self.durable.step();
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(member) = running.plan.member(peer).cloned() else { return };
+        let stage = member.place.stage;
+        let Some(arrival) = running.roster.arrival(peer).copied() else { return };
+        let next = InnerStep(running.leases.highest_step().0 + 1);
+        let (outer, step, enters) = match &mut running.arbiter {
+            Some(arbiter) if running.agenda.exchanges() == Exchanges::PseudoGradients => {
+                if !arbiter.may_seat(stage) {
+                    return;
+                }
+                let open = arbiter.open();
+                let Some(border) = running.agenda.outer_border_or_end(open) else { return };
+                arbiter.seat(&member);
+                let enters = if running.roster.is_stalled(stage) { border } else { border.max(next) };
+                (Some(open), border, enters)
+            }
+            Some(_) | None => {
+                let step = match arrival.start {
+                    Start::Checkpoint { step, .. } => step,
+                    Start::Fresh | Start::Replicas { .. } => durable,
+                };
+                (None, step, step)
+            }
+        };
+        running.plan.number.0 += 1;
+        if let Some(entry) = running.plan.members.iter_mut().find(|other| other.peer == peer) {
+            entry.enters = enters;
+        }
+        running.roster.entered(peer);
+        running.has_moved(now, peer);
+        out.record(Event::Seated { peer, place: member.place, enters });
+        if running.roster.resumes(stage) {
+            out.record(Event::Resumed { stage });
+        }
+        let plan = running.plan.clone();
+        let disturbed_below = next;
+        let frontier = running.frontier();
+        let enter = Message::Enter { outer, step };
+        self.announce_plan(Some((peer, Message::Roster { plan, disturbed_below })), out);
+        let Phase::Running(running) = &mut self.phase else { return };
+        if let Some(Storing::Session(messages)) = running.storing.back_mut() {
+            messages.push((peer, Message::Frontier(frontier)));
+            messages.push((peer, enter));
+            messages.extend(running.drain.map(|border| (peer, Message::Drain { border })));
+            messages.extend(running.closing.map(|outer| (peer, Message::Close { outer })));
+        }
+        running.retell_held_out(now, out);
+    }
+
+    /// Lets the only replica of a stage go that asked to leave, once its checkpoint is durable.
+    pub(super) fn let_savers_go(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let alone = running.arbiter.is_none();
+        let gone: Vec<PeerId> = running.roster.leaving().into_iter().map(|(peer, _)| peer).collect();
+        for peer in gone.into_iter().filter(|_| alone) {
+            self.remove(now, peer, Removal::Left, out);
+        }
+    }
+}
+
+impl Running {
+    /// Says what a newcomer takes over from the live replicas of a stage; `None` before anything was committed.
+    pub(crate) fn replicas_start(&self, stage: StageId) -> Option<Start> {
+        let committed = self.arbiter.as_ref()?.committed()?;
+        let (_, digest) = committed.digests.iter().find(|(of, _)| *of == stage)?;
+        Some(Start::Replicas { outer: committed.outer, digest: *digest })
+    }
+
+    /// Returns the border to which a member that leaves works on: that of the open outer step, or of the next where it stands
+    /// at the border already and can stay that long.
+    fn last_border(&self, now: Time, peer: PeerId, notice: Span) -> Option<InnerStep> {
+        let arbiter = self.arbiter.as_ref()?;
+        if self.agenda.exchanges() != Exchanges::PseudoGradients {
+            return None;
+        }
+        let open = arbiter.open();
+        let border = self.agenda.outer_border_or_end(open);
+        let (at, interval) = self.committed_at.unwrap_or((now, Span(u64::MAX)));
+        let left = Span(interval.0.saturating_mul(2).saturating_sub(now.since(at).0));
+        let next = self.agenda.outer_border_or_end(OuterStep(open.0 + 1));
+        if arbiter.has_reached(peer) && left < notice && interval > Span(0) { next } else { border }
+    }
+
+    /// Gives what a lost member had been leased to others.
+    fn release_leases(&mut self, now: Time, peer: PeerId, out: &mut Outbox) {
+        let (plan, agenda, roster) = (&self.plan, &self.agenda, &self.roster);
+        let to = |microbatch| {
+            let usable = |other| !roster.is_suspect(other);
+            let best = crate::route::choose(plan, agenda, StageId(0), microbatch, usable);
+            best.or_else(|| crate::route::choose(plan, agenda, StageId(0), microbatch, |_| true))
+        };
+        let renewed = self.leases.lost(now, peer, to);
+        renewed.into_iter().for_each(|renewed| self.tell(renewed, out));
+        self.retell_held_out(now, out);
+    }
+
+    /// Leases again what is being evaluated: nobody keeps it, so that it may have been lost on its way.
+    fn retell_held_out(&mut self, now: Time, out: &mut Outbox) {
+        let renewed = self.leases.held_out_again(now);
+        renewed.into_iter().for_each(|renewed| self.tell(renewed, out));
+    }
+}

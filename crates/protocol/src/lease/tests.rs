@@ -1,0 +1,122 @@
+//! Tables for leases.
+
+use super::*;
+use crate::ids::StageId;
+use crate::spec::tests::spec;
+
+const PEER: PeerId = PeerId([1; 32]);
+const OTHER: PeerId = PeerId([2; 32]);
+
+fn leases(ahead: usize) -> Leases {
+    // Two steps of four microbatches, one evaluation of two at the end.
+    Leases::new(Agenda::new(&spec()), InnerStep(0), ahead)
+}
+
+fn take(leases: &mut Leases, now: u64) -> Vec<MicrobatchId> {
+    leases.take(Time(now), 100, |_| Some(PEER)).into_iter().map(|(m, _)| m).collect()
+}
+
+#[test]
+fn no_more_is_out_than_allowed_and_everything_comes_once() {
+    let mut leases = leases(3);
+    let mut seen: Vec<MicrobatchId> = Vec::new();
+    loop {
+        let taken = take(&mut leases, 0);
+        assert!(leases.out.len() <= 3);
+        if taken.is_empty() {
+            break;
+        }
+        seen.extend(&taken);
+        for microbatch in taken {
+            assert_eq!(leases.settle(Time(5), microbatch), Ok(()));
+            assert_eq!(leases.settle(Time(5), microbatch), Err(Unsettled::Duplicate));
+        }
+    }
+    assert_eq!(seen, Agenda::new(&spec()).from(InnerStep(0)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_slow_peer_is_given_no_more_than_its_queue_holds() {
+    let (fast, slow) = (PEER, OTHER);
+    let mut leases = leases(2);
+    let mut out_at_slow = 0;
+    for _ in 0..10 {
+        let to = |m: MicrobatchId| Some(if m.index.is_multiple_of(2) { fast } else { slow });
+        let taken = leases.take(Time(0), 100, to);
+        for (microbatch, to) in taken {
+            if to == fast {
+                leases.settle(Time(1), microbatch).unwrap();
+            } else {
+                out_at_slow += 1;
+            }
+        }
+    }
+    assert_eq!(out_at_slow, 2, "the fast one waits rather than the slow one's queue overflow");
+}
+
+#[test]
+fn an_expired_lease_goes_to_another_and_lasts_longer() {
+    let mut leases = leases(1);
+    let microbatch = take(&mut leases, 0)[0];
+    let deadline = leases.deadline().unwrap();
+    assert!(leases.expire(deadline - Span(1), |_, _| None).is_empty());
+    let renewed = leases.expire(deadline, |_, _| Some(OTHER));
+    assert_eq!(renewed, [Renewed { microbatch, to: OTHER, attempt: Attempt(1), needs: Needs::All }]);
+    assert_eq!(leases.deadline().unwrap().since(deadline), Span(2 * EXPIRY_FIRST.0));
+    leases.postpone(deadline + Span(2 * EXPIRY_FIRST.0));
+    assert!(leases.expire(deadline + Span(2 * EXPIRY_FIRST.0), |_, _| None).is_empty());
+}
+
+#[test]
+fn what_was_never_out_is_not_settled() {
+    let mut leases = leases(1);
+    take(&mut leases, 0);
+    assert_eq!(leases.settle(Time(1), MicrobatchId::train(7)), Err(Unsettled::NotLeased));
+}
+
+#[test]
+fn what_a_lost_peer_had_goes_to_others_and_holds_the_frontier() {
+    let mut leases = leases(4);
+    let all = take(&mut leases, 0);
+    all.iter().for_each(|m| leases.settle(Time(1), *m).unwrap());
+    assert_eq!(leases.frontier().train_below, 4);
+    let needs = Needs::Only([StageId(1)].into());
+    let again = leases.again(Time(2), all[2], needs.clone(), PEER);
+    assert_eq!((again.attempt, leases.frontier().train_below), (Attempt(1), 2));
+    let renewed = leases.lost(Time(3), PEER, |_| Some(OTHER));
+    assert_eq!(renewed, [Renewed { microbatch: all[2], to: OTHER, attempt: Attempt(2), needs }]);
+    leases.settle(Time(4), all[2]).unwrap();
+    assert_eq!((leases.frontier().train_below, leases.is_empty()), (4, true));
+}
+
+#[test]
+fn a_coordinator_that_starts_again_hands_nothing_out_twice() {
+    let mut first = leases(3);
+    let out = take(&mut first, 0);
+    let mut second = Leases::after(Agenda::new(&spec()), InnerStep(0), 3, first.handed_out());
+    second.settled_before(out[0]);
+    out[1..].iter().for_each(|m| second.out_again(Time(0), *m, Needs::All, PEER));
+    assert_eq!(take(&mut second, 0), [MicrobatchId::train(3)], "two are out, and there is room for one more");
+    assert_eq!((second.frontier().train_below, second.highest_step()), (1, InnerStep(0)));
+}
+
+#[test]
+fn a_stop_lets_the_begun_step_end() {
+    let mut leases = leases(2);
+    let begun = take(&mut leases, 0);
+    assert_eq!(leases.stop(), InnerStep(1));
+    let mut trained = begun.clone();
+    for m in begun {
+        leases.settle(Time(1), m).unwrap();
+    }
+    loop {
+        let more = take(&mut leases, 1);
+        if more.is_empty() {
+            break;
+        }
+        trained.extend(&more);
+        more.into_iter().for_each(|m| leases.settle(Time(2), m).unwrap());
+    }
+    assert_eq!(trained, (0..4).map(MicrobatchId::train).collect::<Vec<_>>());
+    assert_eq!((leases.settled().watermark(), leases.is_empty()), (4, true));
+}

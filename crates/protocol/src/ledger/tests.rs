@@ -1,0 +1,182 @@
+//! Tables for the ledger.
+
+use super::*;
+use crate::ids::{PlanNumber, ReplicaId};
+use crate::plan::Place;
+use crate::receipt::Statement;
+use alloc::vec;
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+
+const RUN: Digest = Digest([3; 32]);
+const ALL: u64 = 8;
+
+fn key(peer: u8) -> SigningKey {
+    SigningKey::from_bytes(&[peer + 1; 32])
+}
+
+fn id(peer: u8) -> PeerId {
+    PeerId(key(peer).verifying_key().to_bytes())
+}
+
+/// Three stages of two replicas: peer 2 s + r at stage s, on the seat of that number.
+fn plan() -> Plan {
+    let member = |peer: u8| Member {
+        peer: id(peer),
+        place: Place { stage: StageId(u16::from(peer / 2)), replica: ReplicaId(u16::from(peer % 2)) },
+        address: Bytes::new(),
+        seat: SeatId(u32::from(peer)),
+        enters: InnerStep(0),
+        until: None,
+    };
+    Plan { number: PlanNumber(1), coordinator: id(9), members: (0..6).map(member).collect(), turns: vec![] }
+}
+
+fn ledger(finality: Finality) -> Ledger {
+    let mut ledger = Ledger::new(RUN, finality, 3, (0, 0), &[]);
+    plan().members.iter().for_each(|member| ledger.seat(member));
+    ledger
+}
+
+fn receipt(stage: u16, worker: u8, by: u8, work: &[(u64, u64)]) -> Receipt {
+    let statement = Statement {
+        run: RUN,
+        stage: StageId(stage),
+        worker: id(worker),
+        seat: SeatId(u32::from(worker)),
+        by: id(by),
+        microbatches: work.iter().map(|(index, step)| trained(*index, *step)).collect(),
+    };
+    Receipt::sign(statement, &key(by))
+}
+
+fn trained(index: u64, step: u64) -> Trained {
+    Trained { index, step: InnerStep(step) }
+}
+
+fn credit(ledger: &mut Ledger, receipt: Receipt) -> Result<Vec<u64>, ReceiptError> {
+    let new = ledger.credit(&receipt, &plan(), ALL)?;
+    Ok(new.into_iter().map(|trained| trained.index).collect())
+}
+
+fn take_redo(ledger: &mut Ledger) -> Vec<(u64, Needs)> {
+    let mut taken = Vec::new();
+    while let Some(index) = ledger.redo_from_free(|_| false) {
+        taken.extend(ledger.take_redo(index).map(|needs| (index, needs)));
+    }
+    taken
+}
+
+#[test]
+fn work_is_credited_once_and_only_on_its_receivers_word() {
+    let mut ledger = ledger(Finality::Commits);
+    let credit = |receipt| super::tests::credit(&mut ledger, receipt);
+    let mut credit = credit;
+    assert_eq!(credit(receipt(1, 2, 0, &[(0, 0), (1, 0)])), Ok(vec![0, 1]));
+    assert_eq!(credit(receipt(1, 2, 1, &[(1, 0), (2, 0)])), Ok(vec![2]), "said again by another receiver");
+    assert_eq!(credit(receipt(1, 3, 1, &[(2, 0)])), Ok(vec![]), "the other replica did it too");
+    assert_eq!(credit(receipt(1, 2, 4, &[(3, 0)])), Err(ReceiptError::NotReceiver));
+    assert_eq!(credit(receipt(1, 4, 0, &[(3, 0)])), Err(ReceiptError::NotHolder));
+    assert_eq!(credit(receipt(1, 2, 0, &[(ALL, 0)])), Err(ReceiptError::NeverLeased));
+    assert_eq!(credit(receipt(7, 2, 0, &[(0, 0)])), Err(ReceiptError::NotReceiver));
+    assert_eq!((ledger.credited(), ledger.duplicates()), (vec![0, 3, 0], 1));
+}
+
+#[test]
+fn the_first_stage_is_credited_when_its_work_is_attested_and_has_come_back() {
+    let mut ledger = ledger(Finality::Commits);
+    assert_eq!(credit(&mut ledger, receipt(0, 0, 2, &[(0, 0)])), Ok(vec![]), "its backward is not done");
+    assert_eq!(ledger.returned(SeatId(1), trained(0, 0)), None, "another has attested nothing");
+    assert_eq!(ledger.returned(SeatId(0), trained(0, 4)), Some(trained(0, 4)));
+    assert_eq!(ledger.returned(SeatId(0), trained(1, 4)), None);
+    assert_eq!(credit(&mut ledger, receipt(0, 0, 3, &[(1, 0)])), Ok(vec![1]), "in either order");
+    assert_eq!(ledger.credited(), [2, 0, 0]);
+}
+
+#[test]
+fn what_no_commit_holds_is_lost_with_its_seat_and_done_again() {
+    let mut ledger = ledger(Finality::Commits);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 2)])).unwrap();
+    credit(&mut ledger, receipt(1, 3, 0, &[(3, 0)])).unwrap();
+    ledger.committed(&[(SeatId(2), InnerStep(2))]);
+    assert_eq!(ledger.lose(SeatId(2)), 1, "0 and 1 are in the weights of all");
+    assert_eq!(ledger.credited(), [0, 3, 0]);
+    let stage = Needs::Only(vec![StageId(1)]);
+    assert_eq!(ledger.redo_from_free(|_| true), None, "it is still under way");
+    assert_eq!(ledger.redo_from(), Some(2));
+    assert_eq!(take_redo(&mut ledger), [(2, stage)]);
+    assert_eq!(credit(&mut ledger, receipt(1, 3, 1, &[(2, 5)])), Ok(vec![2]));
+    let sums = |peer| *ledger.clone().accounts.of(StageId(1), id(peer));
+    assert_eq!((sums(2).trained, sums(2).lost, sums(3).trained, sums(3).redone), (2, 1, 2, 1));
+}
+
+#[test]
+fn credit_that_comes_after_the_commit_that_holds_it_is_final_at_once() {
+    let mut ledger = ledger(Finality::Commits);
+    ledger.committed(&[(SeatId(2), InnerStep(3))]);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 2), (1, 3)])).unwrap();
+    assert_eq!(ledger.lose(SeatId(2)), 1, "only the one of step 3");
+}
+
+/// The fence: a receipt that was under way when its worker was lost must not credit what nobody has.
+#[test]
+fn the_fence_keeps_out_receipts_of_a_seat_that_was_lost() {
+    let mut ledger = ledger(Finality::Commits);
+    let mut later = plan();
+    later.members.retain(|member| member.peer != id(2));
+    let late = receipt(1, 2, 0, &[(0, 0)]);
+    assert_eq!(ledger.credit(&late, &later, ALL), Err(ReceiptError::OldSeat));
+    let again = Member { seat: SeatId(7), ..plan().members[2].clone() };
+    later.members.push(again.clone());
+    ledger.seat(&again);
+    assert_eq!(
+        ledger.credit(&late, &later, ALL),
+        Err(ReceiptError::OldSeat),
+        "another seat of the same peer"
+    );
+    assert_eq!(ledger.credited(), [0, 0, 0]);
+}
+
+#[test]
+fn what_came_back_without_credit_is_found_and_done_again() {
+    let mut ledger = ledger(Finality::Commits);
+    let mut settled = IndexSet::starting_at(0);
+    for index in [0, 1, 3] {
+        settled.insert(index);
+    }
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0)])).unwrap();
+    assert!(
+        ledger.awaits_receipts(StageId(1), 2, &settled) && !ledger.awaits_receipts(StageId(1), 1, &settled)
+    );
+    assert_eq!(ledger.find_missing(4, &settled, |index| index == 3), 2, "3 is under way, 2 never came back");
+    let all = take_redo(&mut ledger);
+    let only = |stages: &[u16]| Needs::Only(stages.iter().copied().map(StageId).collect());
+    assert_eq!(all, [(0, only(&[0, 2])), (1, only(&[0, 1, 2]))]);
+}
+
+#[test]
+fn a_stage_that_nobody_holds_goes_back_to_its_durable_checkpoint() {
+    let mut ledger = ledger(Finality::AtOnce);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 1), (3, 2)])).unwrap();
+    ledger.durable(InnerStep(2));
+    assert_eq!(ledger.durable_holes(5).len(), 2 * 5 + 2);
+    assert_eq!(ledger.lose(SeatId(2)), 0);
+    assert_eq!(ledger.lose_stage(StageId(1)), 1);
+    assert_eq!(take_redo(&mut ledger), [(3, Needs::Only(vec![StageId(1)]))]);
+    assert_eq!(ledger.credited(), [0, 3, 0]);
+}
+
+#[test]
+fn a_run_is_whole_when_commits_hold_all_of_it() {
+    let mut ledger = Ledger::new(RUN, Finality::Commits, 3, (0, 2), &[(StageId(1), 1)]);
+    plan().members.iter().for_each(|member| ledger.seat(member));
+    assert_eq!(ledger.lacking(1), [StageId(1)]);
+    assert!(!ledger.all_credited(2) && ledger.all_held(1));
+    credit(&mut ledger, receipt(1, 2, 0, &[(1, 6)])).unwrap();
+    assert!(ledger.all_credited(2) && !ledger.all_held(2));
+    assert!(!ledger.all_held_with(2, &[(SeatId(2), InnerStep(6)), (SeatId(3), InnerStep(9))]));
+    assert!(ledger.all_held_with(2, &[(SeatId(2), InnerStep(7))]));
+    ledger.committed(&[(SeatId(2), InnerStep(7))]);
+    assert!(ledger.all_held(2));
+    assert_eq!(ledger.redone(), [0, 1, 0]);
+}

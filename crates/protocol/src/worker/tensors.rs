@@ -1,0 +1,538 @@
+//! The traffic of a place: microbatches that come and go, whom they go to, and who is credited for them.
+//!
+//! Owns the way of a microbatch between two stages, whatever happens to a peer on it. Knows nothing of outer steps or of how
+//! a place is taken.
+
+use crate::event::Event;
+use crate::homes::Homes;
+use crate::ids::{Attempt, InnerStep, MicrobatchId, PeerId, SeatId, Split, StageId};
+use crate::message::{Message, Refusal, StepReport, Tensor};
+use crate::pipeline::kept::{Asker, Sent};
+use crate::pipeline::{Offered, Pipeline};
+use crate::plan::{Member, Place, Plan};
+use crate::port::{Outbox, Output};
+use crate::receipt::{RECEIPT_MICROBATCHES_MAX, Receipt, Statement};
+use crate::route;
+use crate::router::Router;
+use crate::router::pace::Weight;
+use crate::time::{Span, Time};
+use crate::work::{Frontier, Needs, Trained};
+use crate::worker::identity::Identity;
+use crate::worker::words::Words;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+/// How long an answer may take before any was measured: a device compiles its kernels.
+const ANSWER_WAIT_FIRST: Span = Span::seconds(300);
+
+/// An answer is late after so many times the longest that was measured, and [`ANSWER_SLACK`]. Between a forward and its
+/// backward a border may lie, at which everything waits, so that the median says little.
+const ANSWER_FACTOR: u64 = 4;
+
+/// Added always: what is late is done twice, which costs more than this wait.
+const ANSWER_SLACK: Span = Span::seconds(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+/// A microbatch that is to be sent.
+struct Due {
+    index: u64,
+    /// Who was waited for.
+    before: Option<PeerId>,
+    /// Who is sent it again, because its connection was won back.
+    again: Option<PeerId>,
+    /// Who had it, or would not take it.
+    tried: Vec<PeerId>,
+    /// Who would not take it.
+    refused: Vec<PeerId>,
+}
+
+/// The work of a place.
+pub(crate) struct Traffic {
+    place: Place,
+    seat: SeatId,
+    plan: Plan,
+    /// The queue; `None` until the place takes part.
+    pipeline: Option<Pipeline>,
+    disturbed_below: InnerStep,
+    suspects: BTreeSet<PeerId>,
+    unusable: BTreeSet<PeerId>,
+    /// Peers whose connection broke since something was sent to them.
+    broken: BTreeSet<PeerId>,
+    /// Peers whose connection was won back, to whom all is said again.
+    won_back: BTreeSet<PeerId>,
+    /// The longest that an answer has taken.
+    answer_longest: Option<Span>,
+    /// Whose turn it is among the replicas of the next stage, where one does what falls to another.
+    router: Router,
+    words: Words,
+    /// Work received from others and not yet receipted.
+    received: BTreeMap<(StageId, PeerId, SeatId), Vec<Trained>>,
+}
+
+impl Traffic {
+    pub(crate) fn new(member: Member, plan: Plan) -> Self {
+        let seed = u64::from_le_bytes(core::array::from_fn(|at| member.peer.0[at]));
+        let mut router = Router::new(seed, ANSWER_WAIT_FIRST);
+        let next = StageId(member.place.stage.0.saturating_add(1));
+        plan.replicas(next).for_each(|other| router.enter(other.peer));
+        Self {
+            router,
+            place: member.place,
+            seat: member.seat,
+            plan,
+            pipeline: None,
+            disturbed_below: InnerStep(0),
+            suspects: BTreeSet::new(),
+            unusable: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            won_back: BTreeSet::new(),
+            answer_longest: None,
+            words: Words::default(),
+            received: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    pub(crate) fn seat(&self) -> SeatId {
+        self.seat
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(crate) fn pipeline(&mut self) -> Option<&mut Pipeline> {
+        self.pipeline.as_mut()
+    }
+
+    pub(crate) fn open(&mut self, mut pipeline: Pipeline) {
+        pipeline.disturbed(self.disturbed_below);
+        self.pipeline = Some(pipeline);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.pipeline.is_some()
+    }
+
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.pipeline.as_ref().map_or(0, Pipeline::kept_bytes)
+    }
+
+    pub(crate) fn suspect(&mut self, suspects: BTreeSet<PeerId>) {
+        self.suspects = suspects;
+    }
+
+    pub(crate) fn unusable(&mut self, peers: Vec<PeerId>) {
+        self.unusable = peers.into_iter().collect();
+    }
+
+    pub(crate) fn reached(&mut self, frontier: Frontier) {
+        if let Some(pipeline) = &mut self.pipeline {
+            pipeline.reached(frontier);
+        }
+    }
+
+    pub(crate) fn connected(&mut self, peer: PeerId) {
+        if self.broken.remove(&peer) {
+            self.won_back.insert(peer);
+        }
+        self.unusable.remove(&peer);
+    }
+
+    pub(crate) fn lost(&mut self, now: Time, peer: PeerId) {
+        self.broken.insert(peer);
+        self.router.failed(now, peer);
+    }
+
+    /// Takes a later plan; what waits here and falls to others from now on goes back to who asked for it.
+    pub(crate) fn enrol(&mut self, who: &Identity, plan: Plan, disturbed_below: InnerStep, out: &mut Outbox) {
+        let until = plan.member(who.me).and_then(|member| member.until);
+        self.plan = plan;
+        let plan = &self.plan;
+        self.suspects.retain(|peer| plan.place_of(*peer).is_some());
+        self.broken.retain(|peer| plan.place_of(*peer).is_some());
+        self.disturbed_below = self.disturbed_below.max(disturbed_below);
+        let next = self.next();
+        let gone = self.router.peers().filter(|peer| self.plan.place_of(*peer).is_none());
+        for peer in gone.collect::<Vec<_>>() {
+            self.router.leave(peer);
+        }
+        for member in self.plan.replicas(next).filter(|member| member.enters < route::NEVER) {
+            self.router.enter(member.peer);
+        }
+        let homes = Homes::of(&self.plan, &who.agenda, self.place.stage);
+        let Some(pipeline) = &mut self.pipeline else { return };
+        pipeline.take_turns(homes);
+        pipeline.disturbed(disturbed_below);
+        if let Some(until) = until {
+            for (microbatch, asker) in pipeline.leave_at(until) {
+                out.send(asker.peer(who.coordinator), Message::Refused(Refusal::Leaves { microbatch }));
+            }
+        }
+    }
+
+    pub(crate) fn leased(
+        &mut self,
+        who: &Identity,
+        microbatches: &[MicrobatchId],
+        attempt: Attempt,
+        needs: &Needs,
+        out: &mut Outbox,
+    ) {
+        let coordinator = who.coordinator;
+        let Some(pipeline) = self.pipeline.as_mut().filter(|_| self.place.stage == StageId(0)) else {
+            return out.refuse(coordinator, Refusal::NotYours { peer: coordinator });
+        };
+        for &microbatch in microbatches {
+            match pipeline.offer(microbatch, attempt, needs.clone(), Asker::Lease, None) {
+                Ok(Offered::Queued | Offered::Merged) => {}
+                Ok(Offered::Duplicate) => out.record(Event::Duplicate { microbatch, from: coordinator }),
+                Err(refusal) => out.refuse(coordinator, refusal),
+            }
+        }
+    }
+
+    /// Takes what a replica of the stage before sends.
+    pub(crate) fn activation(&mut self, who: &Identity, from: PeerId, tensor: Tensor) -> Result<(), Refusal> {
+        self.check(who, from, &tensor, Direction::Forward)?;
+        let Tensor { microbatch, attempt, needs, payload, .. } = tensor;
+        let pipeline = self.pipeline.as_mut().ok_or(Refusal::Busy { microbatch })?;
+        pipeline.offer(microbatch, attempt, needs, Asker::Peer(from), Some(payload)).map(drop)
+    }
+
+    /// Takes what a replica of the next stage answers.
+    pub(crate) fn gradient(
+        &mut self,
+        now: Time,
+        who: &Identity,
+        from: PeerId,
+        tensor: Tensor,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        let Tensor { microbatch, trained, .. } = tensor;
+        if let Err(refusal) = self.check(who, from, &tensor, Direction::Backward) {
+            if matches!(refusal, Refusal::NotMember { .. }) {
+                // A peer that was taken for lost has done what others did in its place.
+                out.record(Event::Duplicate { microbatch, from });
+            }
+            return Err(refusal);
+        }
+        let pipeline = self.pipeline.as_mut().ok_or(Refusal::NotOwed { microbatch })?;
+        let waited = pipeline.waited_for(microbatch.index, from).map(|since| now.since(since));
+        match pipeline.offer_gradient(microbatch, from, trained, tensor.payload)? {
+            Offered::Queued => {
+                let owed = pipeline.unanswered().filter(|(_, kept)| kept.was_sent_to(from)).count();
+                let free = (who.spec.pipeline.in_flight_max as usize).saturating_sub(owed) as u32;
+                if let Some(took) = waited {
+                    self.router.settled(from, Weight::Backward, took, free);
+                }
+                let longest = self.answer_longest.unwrap_or_default();
+                self.answer_longest = waited.map(|waited| waited.max(longest)).or(self.answer_longest);
+            }
+            Offered::Duplicate | Offered::Merged => out.record(Event::Duplicate { microbatch, from }),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn diverted(&mut self, from: PeerId, microbatch: MicrobatchId) -> Result<(), Refusal> {
+        let place = self.plan.place_of(from).ok_or(Refusal::NotMember { peer: from })?;
+        if place.stage.0.checked_add(1) != Some(self.place.stage.0) {
+            return Err(Refusal::NotYours { peer: from });
+        }
+        if let Some(pipeline) = &mut self.pipeline {
+            pipeline.diverted(microbatch);
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        who: &Identity,
+        from: PeerId,
+        tensor: &Tensor,
+        direction: Direction,
+    ) -> Result<(), Refusal> {
+        let microbatch = tensor.microbatch;
+        let held = self.place.stage;
+        if tensor.stage != held {
+            return Err(Refusal::WrongStage { microbatch, got: tensor.stage, held });
+        }
+        let place = self.plan.place_of(from).ok_or(Refusal::NotMember { peer: from })?;
+        let neighbour = match direction {
+            Direction::Forward => place.stage.0.checked_add(1) == Some(held.0),
+            Direction::Backward => held.0.checked_add(1) == Some(place.stage.0),
+        };
+        if !neighbour || (direction == Direction::Backward && microbatch.split == Split::HeldOut) {
+            return Err(Refusal::NotYours { peer: from });
+        }
+        if let Needs::Only(stages) = &tensor.needs
+            && stages.len() > usize::from(who.spec.stages())
+        {
+            return Err(Refusal::NotDue { microbatch });
+        }
+        let (got, want) = (tensor.payload.len() as u64, who.spec.boundary_bytes() as u64);
+        if got == want { Ok(()) } else { Err(Refusal::TensorLength { microbatch, got, want }) }
+    }
+
+    /// Hears that a peer would not take something.
+    pub(crate) fn refused(&mut self, now: Time, from: PeerId, refusal: &Refusal) {
+        let Some(pipeline) = &mut self.pipeline else { return };
+        match refusal {
+            Refusal::Busy { microbatch } | Refusal::Leaves { microbatch } => {
+                pipeline.refused(microbatch.index, from);
+                self.router.busy(now, from);
+            }
+            Refusal::NotMember { .. } | Refusal::NotYours { .. } => {
+                let sent = pipeline.unanswered().filter(|(_, kept)| kept.was_sent_to(from));
+                let sent: Vec<u64> = sent.map(|(index, _)| index).collect();
+                sent.into_iter().for_each(|index| pipeline.refused(index, from));
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn forgive(&mut self) {
+        if let Some(pipeline) = &mut self.pipeline {
+            pipeline.forgive();
+        }
+    }
+
+    pub(crate) fn forwarded(
+        &mut self,
+        now: Time,
+        who: &Identity,
+        microbatch: MicrobatchId,
+        output: Output,
+        out: &mut Outbox,
+    ) {
+        let Some(pipeline) = &mut self.pipeline else { return };
+        match (output, microbatch.split) {
+            (Output::Boundary(payload), Split::Train) => {
+                assert_eq!(payload.len(), who.spec.boundary_bytes(), "an output has the boundary's size");
+                pipeline.forwarded(microbatch, Some(payload));
+            }
+            (Output::Boundary(payload), Split::HeldOut) => {
+                let sent = pipeline.forwarded(microbatch, Some(payload.clone()));
+                // Where nobody is there, the coordinator leases it again when somebody is.
+                if let Some(to) = self.choose(now, who, microbatch, &[]) {
+                    self.send_activation(who, microbatch, to, sent, payload, out);
+                }
+            }
+            (Output::Loss(loss), _) => {
+                let attempt = pipeline.forwarded(microbatch, None).attempt;
+                self.words.loss(microbatch, attempt, loss);
+                out.send(who.coordinator, Message::Loss { microbatch, attempt, loss });
+            }
+        }
+        self.dispatch(now, who, out);
+    }
+
+    /// Chooses a replica of the next stage: the one to which the microbatch falls, or else the one that the router has next.
+    fn choose(
+        &mut self,
+        now: Time,
+        who: &Identity,
+        microbatch: MicrobatchId,
+        avoiding: &[PeerId],
+    ) -> Option<PeerId> {
+        let usable = |peer: PeerId| self.is_usable(peer) && !avoiding.contains(&peer);
+        let (plan, agenda, next) = (&self.plan, &who.agenda, self.next());
+        let home = route::choose(plan, agenda, next, microbatch, |_| true).filter(|home| usable(*home));
+        if home.is_some() {
+            return home;
+        }
+        let step = agenda.step_of(microbatch)?;
+        let works = |peer: PeerId| plan.member(peer).is_some_and(|member| member.works_at(step));
+        let avoided = self.router.peers().filter(|peer| !usable(*peer) || !works(*peer));
+        let avoided: Vec<PeerId> = avoided.collect();
+        let routed = self.router.choose(now, Weight::Backward, &avoided);
+        // Where all are banned for a failure, or about to leave, one of them is better than none.
+        let usable = |peer: PeerId| self.is_usable(peer) && !avoiding.contains(&peer);
+        routed.or_else(|| route::choose(&self.plan, &who.agenda, next, microbatch, usable))
+    }
+
+    fn is_usable(&self, peer: PeerId) -> bool {
+        !self.suspects.contains(&peer) && !self.unusable.contains(&peer)
+    }
+
+    fn next(&self) -> StageId {
+        StageId(self.place.stage.0.saturating_add(1))
+    }
+
+    fn send_activation(
+        &self,
+        who: &Identity,
+        microbatch: MicrobatchId,
+        to: PeerId,
+        Sent { attempt, needs }: Sent,
+        payload: Bytes,
+        out: &mut Outbox,
+    ) {
+        let stage = self.next();
+        let version = self.pipeline.as_ref().map(Pipeline::version).unwrap_or_default();
+        let tensor = Tensor { microbatch, attempt, stage, version, needs, trained: None, payload };
+        out.send(to, Message::Activation(tensor));
+        // Whom it falls to need not wait for it.
+        let home = route::choose(&self.plan, &who.agenda, stage, microbatch, |_| true);
+        if let Some(home) = home.filter(|home| *home != to) {
+            out.send(home, Message::Diverted { microbatch });
+        }
+    }
+
+    /// Sends what has no one to wait for, and elsewhere what is waited for in vain.
+    pub(crate) fn dispatch(&mut self, now: Time, who: &Identity, out: &mut Outbox) {
+        for Due { index, before, again, tried, refused } in self.due(now) {
+            let microbatch = MicrobatchId::train(index);
+            let to = again
+                .or_else(|| self.choose(now, who, microbatch, &tried))
+                // All were asked: those who still can be are asked again.
+                .or_else(|| self.choose(now, who, microbatch, &refused));
+            let (Some(to), Some(pipeline)) = (to, &mut self.pipeline) else { continue };
+            let Some((sent, payload)) = pipeline.resend(index, to, now) else { continue };
+            if let Some(from) = before.filter(|before| *before != to) {
+                out.record(Event::Rerouted { microbatch, from, to });
+            }
+            self.send_activation(who, microbatch, to, sent, payload, out);
+        }
+        self.won_back.clear();
+    }
+
+    /// Lists what is to be sent now.
+    fn due(&mut self, now: Time) -> Vec<Due> {
+        let Some(pipeline) = &self.pipeline else { return Vec::new() };
+        let (late, next) = (self.late(), self.next());
+        let in_plan = |peer: PeerId| self.plan.place_of(peer).is_some_and(|at| at.stage == next);
+        let sound = |peer: PeerId| in_plan(peer) && self.is_usable(peer);
+        let (mut due, mut lates) = (Vec::new(), Vec::new());
+        for (index, kept) in pipeline.unanswered() {
+            let target = kept.waits_for();
+            let back = |peer: PeerId| self.won_back.contains(&peer);
+            match target {
+                Some((peer, since)) if sound(peer) && !back(peer) => {
+                    if now.since(since) < late {
+                        continue;
+                    }
+                    lates.push((peer, now.since(since)));
+                }
+                Some(_) | None => {}
+            }
+            let before = target.map(|(peer, _)| peer);
+            let refused = kept.refused_by.clone();
+            let tried = kept.sent_to.iter().map(|(peer, _)| *peer).chain(refused.iter().copied()).collect();
+            let again = before.filter(|peer| back(*peer) && sound(*peer));
+            due.push(Due { index, before, again, tried, refused });
+        }
+        for (peer, waited) in lates {
+            self.router.late(peer, waited);
+        }
+        due
+    }
+
+    fn late(&self) -> Span {
+        self.answer_longest.map_or(ANSWER_WAIT_FIRST, |longest| {
+            Span(longest.0.saturating_mul(ANSWER_FACTOR)).saturating_add(ANSWER_SLACK)
+        })
+    }
+
+    pub(crate) fn deadline(&self, now: Time) -> Option<Time> {
+        let pipeline = self.pipeline.as_ref()?;
+        let waits = pipeline.unanswered().filter_map(|(_, kept)| kept.waits_for());
+        // What is late already was looked at; it is looked at again with the next beat.
+        waits.map(|(_, since)| since + self.late()).filter(|at| *at > now).min()
+    }
+
+    /// Answers all who asked; gives the staleness, and whether it was done for their sake alone.
+    pub(crate) fn backwarded(
+        &mut self,
+        who: &Identity,
+        microbatch: MicrobatchId,
+        gradient: Option<Bytes>,
+        out: &mut Outbox,
+    ) -> (u64, bool) {
+        let Some(pipeline) = &mut self.pipeline else { return (0, false) };
+        let version = pipeline.version();
+        let returned = pipeline.backwarded(microbatch);
+        let (index, stage) = (microbatch.index, self.place.stage);
+        if let Some((next, Some(step))) = returned.answer {
+            self.receive(StageId(stage.0 + 1), next, Trained { index, step });
+        }
+        let trained = returned.trained;
+        for asker in &returned.askers {
+            match (asker, &gradient) {
+                (Asker::Lease, _) => {
+                    let attempt = returned.attempt;
+                    self.words.settled(microbatch, attempt, trained);
+                    out.send(who.coordinator, Message::Settled { microbatch, attempt, trained });
+                }
+                (Asker::Peer(previous), Some(payload)) => {
+                    assert_eq!(
+                        payload.len(),
+                        who.spec.boundary_bytes(),
+                        "a gradient has the boundary's size"
+                    );
+                    if self.plan.place_of(*previous).is_none() {
+                        continue;
+                    }
+                    let stage = StageId(stage.0 - 1);
+                    if stage == StageId(0) {
+                        self.receive(stage, *previous, Trained { index, step: InnerStep(0) });
+                    }
+                    let (attempt, needs) = (returned.attempt, returned.needs.clone());
+                    let payload = payload.clone();
+                    let tensor = Tensor { microbatch, attempt, stage, version, needs, trained, payload };
+                    out.send(*previous, Message::Gradient(tensor));
+                }
+                (Asker::Peer(_), None) => {
+                    panic!("the driver gave no gradient for {microbatch} at an inner stage")
+                }
+            }
+        }
+        let ghost = trained.is_none_or(|step| step.0 < version.0);
+        (returned.staleness, ghost)
+    }
+
+    fn receive(&mut self, stage: StageId, from: PeerId, trained: Trained) {
+        // Who is no member any longer has lost what it did.
+        let Some(seat) = self.plan.member(from).map(|member| member.seat) else { return };
+        self.received.entry((stage, from, seat)).or_default().push(trained);
+    }
+
+    /// Signs for what was received since it was last said.
+    pub(crate) fn say_receipts(&mut self, who: &Identity, out: &mut Outbox) {
+        let received = core::mem::take(&mut self.received);
+        let mut receipts = Vec::new();
+        for ((stage, worker, seat), work) in received {
+            for work in work.chunks(RECEIPT_MICROBATCHES_MAX) {
+                let microbatches = work.to_vec();
+                let statement = Statement { run: who.run, stage, worker, seat, by: who.me, microbatches };
+                receipts.push(Receipt::sign(statement, &who.key));
+            }
+        }
+        if !receipts.is_empty() {
+            self.words.receipts(&receipts);
+            out.send(who.coordinator, Message::Receipts(receipts));
+        }
+    }
+
+    pub(crate) fn say_report(&mut self, who: &Identity, report: StepReport, out: &mut Outbox) {
+        self.words.report(report);
+        out.send(who.coordinator, Message::Stepped(report));
+    }
+
+    pub(crate) fn turn_words(&mut self) {
+        self.words.turn();
+    }
+
+    pub(crate) fn repeat(&mut self, who: &Identity, out: &mut Outbox) {
+        self.words.repeat(who.coordinator, out);
+    }
+}

@@ -1,0 +1,95 @@
+//! What a worker has told its coordinator and no commit holds yet: a coordinator that starts again has forgotten it.
+//!
+//! Owns those words and their end. Knows nothing of what they mean to the coordinator.
+
+use crate::ids::{Attempt, InnerStep, MicrobatchId, PeerId};
+use crate::message::{Message, StepReport};
+use crate::port::Outbox;
+use crate::receipt::Receipt;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// The words since a border.
+#[derive(Debug, Default)]
+struct Page {
+    settled: BTreeMap<MicrobatchId, (Attempt, Option<InnerStep>)>,
+    losses: BTreeMap<MicrobatchId, (Attempt, f32)>,
+    receipts: Vec<Receipt>,
+    reports: Vec<StepReport>,
+}
+
+/// The words of the last two borders: what was said before the last commit may be about work that it does not hold.
+#[derive(Debug, Default)]
+pub(super) struct Words {
+    present: Page,
+    before: Page,
+}
+
+impl Words {
+    /// Notes a microbatch that came back to the first stage.
+    pub(super) fn settled(&mut self, microbatch: MicrobatchId, attempt: Attempt, trained: Option<InnerStep>) {
+        self.present.settled.insert(microbatch, (attempt, trained));
+    }
+
+    /// Notes a loss.
+    pub(super) fn loss(&mut self, microbatch: MicrobatchId, attempt: Attempt, loss: f32) {
+        self.present.losses.insert(microbatch, (attempt, loss));
+    }
+
+    /// Notes receipts.
+    pub(super) fn receipts(&mut self, receipts: &[Receipt]) {
+        self.present.receipts.extend_from_slice(receipts);
+    }
+
+    /// Notes the report of a step.
+    pub(super) fn report(&mut self, report: StepReport) {
+        self.present.reports.push(report);
+    }
+
+    /// Turns the page, when a commit or a checkpoint is behind the replica.
+    pub(super) fn turn(&mut self) {
+        self.before = core::mem::take(&mut self.present);
+    }
+
+    /// Says all of it again.
+    pub(super) fn repeat(&self, to: PeerId, out: &mut Outbox) {
+        for page in [&self.before, &self.present] {
+            for (&microbatch, &(attempt, loss)) in &page.losses {
+                out.send(to, Message::Loss { microbatch, attempt, loss });
+            }
+            for (&microbatch, &(attempt, trained)) in &page.settled {
+                out.send(to, Message::Settled { microbatch, attempt, trained });
+            }
+            for receipt in &page.receipts {
+                out.send(to, Message::Receipts(alloc::vec![receipt.clone()]));
+            }
+            for report in &page.reports {
+                out.send(to, Message::Stepped(*report));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(words: &Words) -> usize {
+        let mut out = Outbox::default();
+        words.repeat(PeerId([1; 32]), &mut out);
+        core::iter::from_fn(|| out.pop()).count()
+    }
+
+    #[test]
+    fn words_are_repeated_until_two_borders_are_behind_them() {
+        let mut words = Words::default();
+        words.settled(MicrobatchId::train(0), Attempt(0), None);
+        words.loss(MicrobatchId::train(0), Attempt(0), 1.0);
+        assert_eq!(said(&words), 2);
+        words.turn();
+        words.report(StepReport::default());
+        assert_eq!(said(&words), 3);
+        words.turn();
+        assert_eq!(said(&words), 1);
+    }
+}
