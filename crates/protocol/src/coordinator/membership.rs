@@ -260,6 +260,9 @@ impl Coordinator {
     /// Lets newcomers enter who can, and gives places to those who wait.
     pub(super) fn admit(&mut self, now: Time, out: &mut Outbox) {
         self.let_enter(now, out);
+        if !matches!(&self.phase, Phase::Running(running) if !running.roster.waiting().is_empty()) {
+            return;
+        }
         while let Some((peer, place, start)) = self.next_placement() {
             self.give_place(now, peer, place, start, out);
         }
