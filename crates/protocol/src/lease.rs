@@ -180,9 +180,12 @@ impl Leases {
         held
     }
 
-    /// Returns how many more microbatches may be out at a peer.
-    pub fn room(&self, peer: PeerId) -> usize {
-        self.ahead.saturating_sub(self.out.values().filter(|lease| lease.to == peer).count())
+    /// Returns how many more microbatches of what is to be done again from an index on may be out at a peer. What is out
+    /// behind it waits for it, and takes no room from it.
+    pub fn room(&self, peer: PeerId, from: u64) -> usize {
+        let before = |m: &MicrobatchId| m.split == Split::HeldOut || m.index <= from;
+        let out = self.out.iter().filter(|(m, lease)| lease.to == peer && before(m)).count();
+        self.ahead.saturating_sub(out)
     }
 
     /// Leases a microbatch for another try, for the stages that lack it; gives what its holder is to be told.

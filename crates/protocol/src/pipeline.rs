@@ -138,7 +138,7 @@ impl Pipeline {
         Self {
             ordered: spec.pipeline.schedule == Schedule::Flush,
             in_flight_max,
-            waiting_max: in_flight_max + lease_ahead(spec) * usize::from(spec.pipeline.replicas),
+            waiting_max: in_flight_max + 2 * lease_ahead(spec) * usize::from(spec.pipeline.replicas),
             version: start.0,
             waiting: BTreeMap::new(),
             kept: BTreeMap::new(),
@@ -364,8 +364,13 @@ impl Pipeline {
     /// Starts the next computation, if one may start: what the replicas exchange, then a checkpoint, an optimizer step, a
     /// backward, a forward.
     pub fn start(&mut self) -> Option<Task> {
-        if self.busy.is_some() || self.awaits_agreement() {
+        if self.busy.is_some() {
             return None;
+        }
+        if self.awaits_agreement() {
+            // The others do not come to this border before they have what was lost on its way to it.
+            let behind = InnerStep(self.version);
+            return self.start_backward(behind).or_else(|| self.start_forward(behind));
         }
         if let Some(task) = self.start_exchange() {
             return Some(task);
@@ -377,19 +382,22 @@ impl Pipeline {
         if self.step_due() {
             return Some(self.start_step());
         }
-        self.start_backward().or_else(|| self.start_forward())
+        let any = InnerStep(u64::MAX);
+        self.start_backward(any).or_else(|| self.start_forward(any))
     }
 
     /// Under `flush`, gradients are summed in the order of the microbatches, so that the sum does not depend on who was
     /// fast; floating-point addition is not associative. Where work was lost with a peer, no order is waited for.
-    fn start_backward(&mut self) -> Option<Task> {
+    fn start_backward(&mut self, below: InnerStep) -> Option<Task> {
         let full = self.worked();
         let may = |index: &u64| {
             let Some(kept) = self.kept.get(index) else { return false };
             let step = self.agenda.step_of(MicrobatchId::train(*index)).unwrap_or_default();
             match kept.duty {
+                _ if step >= below => false,
                 Duty::Ghost => true,
-                Duty::Train if full => false,
+                // What was lost once has no step of its own to wait for.
+                Duty::Train if full && step >= InnerStep(self.version) => false,
                 Duty::Train => {
                     let free = !self.ordered || step < self.disturbed_below || kept.attempt > Attempt(0);
                     free || !self.is_home(*index) || self.place_of(*index) == self.accounted.watermark()
@@ -404,7 +412,7 @@ impl Pipeline {
         Some(Task::Backward { microbatch: MicrobatchId::train(index), input, gradient, duty })
     }
 
-    fn start_forward(&mut self) -> Option<Task> {
+    fn start_forward(&mut self, below: InnerStep) -> Option<Task> {
         let lowest = self.kept.keys().next().copied();
         let full = self.kept.len() >= self.in_flight_max;
         let may = |(order, kept): (&Order, &Kept)| {
@@ -414,7 +422,7 @@ impl Pipeline {
             let room = microbatch.split == Split::HeldOut || !full || urgent;
             let due = self.agenda.version_needed(microbatch).is_some_and(|needed| self.version >= needed);
             let last = microbatch.split == Split::HeldOut && order.step() == self.agenda.steps();
-            room && due && (!last || self.agreement.is_closed())
+            order.step() < below && room && due && (!last || self.agreement.is_closed())
         };
         let order = self.waiting.iter().find(|entry| may(*entry)).map(|(order, _)| *order)?;
         let microbatch = order.microbatch();

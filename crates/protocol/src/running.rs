@@ -177,7 +177,9 @@ impl Running {
             let leases = &self.leases;
             let Some(first) = self.ledger.redo_from_free(|index| leases.is_out(index)) else { break };
             let microbatch = MicrobatchId::train(first);
-            let Some(to) = self.first_stage(microbatch).filter(|to| leases.room(*to) > 0) else { break };
+            let Some(to) = self.first_stage(microbatch).filter(|to| leases.room(*to, first) > 0) else {
+                break;
+            };
             let Some(needs) = self.ledger.take_redo(first) else { break };
             let renewed = self.leases.again(now, microbatch, needs, to);
             self.tell(renewed, out);

@@ -316,7 +316,8 @@ impl Worker {
     fn refused(&mut self, now: Time, from: PeerId, refusal: Refusal, out: &mut Outbox) {
         out.record(Event::RefusedBy { peer: from, refusal: refusal.clone() });
         match &mut self.phase {
-            Phase::Joining { .. } if from == self.who.coordinator => {
+            // What was said before the place was lost is refused too; only a request to join may end here.
+            Phase::Joining { .. } if from == self.who.coordinator && ends_joining(&refusal) => {
                 let reason = format!("coordinator {from} refused: {refusal}");
                 self.finish(Outcome::Failed { reason }, out);
             }
@@ -466,6 +467,17 @@ fn note_held(join: &mut Join, new: Held) {
     join.held.retain(|held| held.place != new.place || Some(held.step) == before);
     join.held.insert(0, new);
     join.held.truncate(HELD_MAX);
+}
+
+/// Returns whether a refusal is of a request to join, and not of what a member said that does not know yet that it is none.
+fn ends_joining(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::PlanFull
+            | Refusal::NoSuchStage { .. }
+            | Refusal::TooMany { .. }
+            | Refusal::FieldLength { .. }
+    )
 }
 
 /// Cuts a text to what a message may hold, between two characters.

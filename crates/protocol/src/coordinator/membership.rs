@@ -7,7 +7,7 @@ use crate::agenda::Exchanges;
 use crate::coordinator::{Coordinator, Phase};
 use crate::event::Event;
 use crate::ids::{InnerStep, OuterStep, PeerId, PlanNumber, SeatId, StageId};
-use crate::message::{Join, Message, Refusal, Removal, Start, Wait};
+use crate::message::{Join, Message, Outcome, Refusal, Removal, Start, Wait};
 use crate::plan::{Member, Place};
 use crate::port::Outbox;
 use crate::rebalance::vacancy;
@@ -15,6 +15,7 @@ use crate::roster::{self, Change, Stands, Waiting};
 use crate::route::NEVER;
 use crate::running::{Running, Storing};
 use crate::time::{Span, Time};
+use alloc::format;
 use alloc::vec::Vec;
 
 /// A coordinator that was not called for so long was itself stopped or starved: members say something each second. Their
@@ -198,6 +199,15 @@ impl Coordinator {
         let Phase::Running(running) = &mut self.phase else { return };
         let Some(member) = running.plan.member(peer).cloned() else { return };
         let place = member.place;
+        if running.agenda.exchanges() == Exchanges::Gradients {
+            // What is averaged before each step has nothing behind it to go back to.
+            let Place { stage, replica } = place;
+            let reason = format!(
+                "replica {replica} of stage {stage} is lost ({why}); a run that averages the gradient of each step cannot go \
+                 on without it"
+            );
+            return self.finish(Outcome::Failed { reason }, out);
+        }
         running.plan.number.0 += 1;
         running.plan.members.retain(|other| other.peer != peer);
         running.roster.forget(peer);
