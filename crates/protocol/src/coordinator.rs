@@ -3,6 +3,7 @@
 //! Owns the decisions about the run as a whole, and the little state that must survive it. Touches no tensor, and is not
 //! in the way of any: activations and gradients go from peer to peer.
 
+mod accounting;
 mod agreeing;
 mod balance;
 mod durability;
@@ -13,24 +14,23 @@ use crate::agenda::{Agenda, Exchanges};
 use crate::book::Book;
 use crate::durable::{Durable, Session, StateError};
 use crate::event::Event;
-use crate::ids::{Digest, InnerStep, MicrobatchId, PeerId, PlanNumber, Split, StageId};
-use crate::lease::{Leases, Unsettled};
+use crate::ids::{Digest, InnerStep, PeerId, PlanNumber, StageId};
+use crate::lease::Leases;
 use crate::ledger::{Finality, Ledger};
 use crate::message::{
-    HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, StepReport, TEXT_BYTES_MAX, Wait,
+    HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX, Wait,
 };
 use crate::paces::Paces;
 use crate::pipeline::lease_ahead;
 use crate::plan::{Candidate, Place, Plan, place};
 use crate::port::{Action, Input, Outbox};
 use crate::rebalance::Rebalancer;
-use crate::receipt::Receipt;
 use crate::roster::Roster;
-use crate::running::{RESERVED_STEPS, Running, Storing};
+use crate::running::{Running, Storing};
 use crate::spec::RunSpec;
 use crate::sync::arbiter::{Arbiter, ArbiterConfig, Weighing};
 use crate::time::{Span, Time};
-use crate::work::{Frontier, Trained};
+use crate::work::Frontier;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -170,7 +170,7 @@ impl Coordinator {
                 self.checkpointed(from, step, (digest, took), out)
             }
             Message::Sync(say) => self.replica_said(now, from, say, out),
-            Message::PeerLost { peer, reason } => self.neighbour_lost(from, peer, &reason),
+            Message::PeerLost { peer, reason } => self.neighbour_lost(now, from, peer, &reason),
             Message::Failed { reason } => self.member_failed(now, from, reason, out),
             Message::Refused(refusal) => {
                 self.refused(now, from, &refusal, out);
@@ -337,6 +337,7 @@ impl Coordinator {
             drain: None,
             closing: None,
             refused: BTreeSet::new(),
+            apart: BTreeMap::new(),
             told: Frontier::default(),
             paces: Paces::default(),
             turns_seen: BTreeMap::new(),
@@ -360,102 +361,6 @@ impl Coordinator {
         Ok((running, place))
     }
 
-    fn loss(
-        &mut self,
-        now: Time,
-        from: PeerId,
-        microbatch: MicrobatchId,
-        loss: f32,
-        out: &mut Outbox,
-    ) -> Result<(), Refusal> {
-        let last = StageId(self.spec.stages() - 1);
-        let (running, _) = self.running_for(from, Some(last))?;
-        if !loss.is_finite() {
-            let reason = format!("the loss of {microbatch} is {loss}: training has diverged");
-            self.finish(Outcome::Failed { reason }, out);
-            return Err(Refusal::LossNotFinite { microbatch });
-        }
-        match microbatch.split {
-            Split::Train if microbatch.index >= running.leases.leased_below() => {
-                return Err(Refusal::NotDue { microbatch });
-            }
-            Split::Train => {}
-            Split::HeldOut => match running.leases.settle(now, microbatch) {
-                Ok(()) => {}
-                Err(Unsettled::Duplicate) => {
-                    out.record(Event::Duplicate { microbatch, from });
-                    return Ok(());
-                }
-                Err(Unsettled::NotLeased) => return Err(Refusal::NotDue { microbatch }),
-            },
-        }
-        if let Some(event) = running.book.loss(now, microbatch, loss, running.settled_at) {
-            out.record(event);
-        }
-        Ok(())
-    }
-
-    fn settled(
-        &mut self,
-        now: Time,
-        from: PeerId,
-        microbatch: MicrobatchId,
-        trained: Option<InnerStep>,
-        out: &mut Outbox,
-    ) -> Result<(), Refusal> {
-        let (running, place) = self.running_for(from, Some(StageId(0)))?;
-        if microbatch.split == Split::HeldOut {
-            return Err(Refusal::NotYours { peer: from });
-        }
-        if microbatch.index >= running.leases.leased_below() {
-            return Err(Refusal::NotDue { microbatch });
-        }
-        match running.leases.settle(now, microbatch) {
-            Ok(()) => running.settled_at = now,
-            Err(Unsettled::Duplicate) => out.record(Event::Duplicate { microbatch, from }),
-            Err(Unsettled::NotLeased) => return Err(Refusal::NotDue { microbatch }),
-        }
-        let seat = running.plan.member(from).map(|member| member.seat);
-        if let (Some(seat), Some(step)) = (seat, trained) {
-            let new = running.ledger.returned(seat, Trained { index: microbatch.index, step });
-            running.weigh(place, new.as_slice());
-        }
-        Ok(())
-    }
-
-    fn receipts(&mut self, from: PeerId, receipts: &[Receipt]) -> Result<(), Refusal> {
-        let (running, _) = self.running_for(from, None)?;
-        let mut refused = Ok(());
-        for receipt in receipts {
-            if receipt.statement.by != from {
-                return Err(Refusal::NotYours { peer: from });
-            }
-            let leased_below = running.leases.leased_below();
-            match running.ledger.credit(receipt, &running.plan, leased_below) {
-                Ok(new) => {
-                    if let Some(place) = running.plan.place_of(receipt.statement.worker) {
-                        running.weigh(place, &new);
-                    }
-                }
-                Err(error) => refused = Err(Refusal::Receipt(error)),
-            }
-        }
-        refused
-    }
-
-    fn stepped(&mut self, from: PeerId, report: StepReport) -> Result<(), Refusal> {
-        let agenda = self.agenda;
-        let (running, place) = self.running_for(from, None)?;
-        // A replica steps a little beyond what is handed out where nothing falls to it.
-        let ahead = running.leases.highest_step().0.saturating_add(RESERVED_STEPS);
-        if report.step >= agenda.steps() || report.step.0 > ahead {
-            return Err(Refusal::NotYours { peer: from });
-        }
-        running.paces.learn(from, &report);
-        running.book.report(place, report);
-        Ok(())
-    }
-
     fn member_failed(
         &mut self,
         now: Time,
@@ -476,13 +381,19 @@ impl Coordinator {
         Ok(())
     }
 
-    fn neighbour_lost(&mut self, from: PeerId, peer: PeerId, reason: &str) -> Result<(), Refusal> {
+    fn neighbour_lost(&mut self, now: Time, from: PeerId, peer: PeerId, reason: &str) -> Result<(), Refusal> {
         bound_length("reason", reason.len())?;
         let Some(plan) = self.plan() else { return Err(Refusal::NotYours { peer: from }) };
-        if plan.place_of(from).is_none() || plan.place_of(peer).is_none() {
+        let (Some(here), Some(there)) = (plan.place_of(from), plan.place_of(peer)) else {
             return Err(Refusal::NotMember { peer: from });
+        };
+        // Between stages, who reports it goes around it; whether it is gone is said by its own silence. Replicas need each other.
+        if let Phase::Running(running) = &mut self.phase
+            && here.stage == there.stage
+        {
+            let later = if here.replica > there.replica { from } else { peer };
+            running.apart.entry(here.stage).or_insert((now, later));
         }
-        // Who reports it goes around it; whether it is gone is said by its own silence.
         Ok(())
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct Running {
     pub(crate) drain: Option<InnerStep>,
     /// The outer step in which all were told to agree for the last time; `Some(None)` where they only save.
     pub(crate) closing: Option<Option<OuterStep>>,
+    /// Stages in which two replicas cannot reach each other: since when, and the later of the two.
+    pub(crate) apart: BTreeMap<StageId, (Time, PeerId)>,
     /// Leases that their holders had no room for.
     pub(crate) refused: BTreeSet<MicrobatchId>,
     /// The frontier that members were told.

@@ -81,6 +81,7 @@ impl Coordinator {
             arbiter.stored(now, out);
             running.find_missing(below);
         }
+        running.apart.clear();
         let since = running.committed_at.map_or(Span(0), |(at, _)| now.since(at));
         running.committed_at = Some((now, since));
         self.settle_orphans();

@@ -22,6 +22,10 @@ use alloc::vec::Vec;
 /// silence is then its own.
 const SLEPT: Span = Span::seconds(3);
 
+/// How long two replicas that cannot reach each other may hold an exchange up: their connection may come back, or others may
+/// serve them what they need.
+const APART_WAIT: Span = Span::seconds(10);
+
 impl Coordinator {
     /// Takes a request for a place while the run goes on.
     pub(super) fn joined_under_way(
@@ -191,6 +195,24 @@ impl Coordinator {
         }
         for peer in over {
             self.remove(now, peer, Removal::Left, out);
+        }
+        self.part(now, out);
+    }
+
+    /// Removes a replica that cannot reach another of its stage, where that holds an exchange up: of the two the later one, so
+    /// that all decide alike.
+    fn part(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Running(running) = &mut self.phase else { return };
+        let Some(arbiter) = &running.arbiter else { return };
+        let due = running.apart.iter().filter(|(stage, (since, _))| {
+            now.since(*since) >= APART_WAIT && arbiter.round(**stage).is_some()
+        });
+        let due: Vec<(StageId, PeerId)> = due.map(|(stage, (_, later))| (*stage, *later)).collect();
+        for (stage, _) in &due {
+            running.apart.remove(stage);
+        }
+        for (_, later) in due {
+            self.remove(now, later, Removal::Disconnected, out);
         }
     }
 
