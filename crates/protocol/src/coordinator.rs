@@ -17,9 +17,7 @@ use crate::event::Event;
 use crate::ids::{Digest, InnerStep, PeerId, PlanNumber, StageId};
 use crate::lease::Leases;
 use crate::ledger::{Finality, Ledger};
-use crate::message::{
-    HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX, Wait,
-};
+use crate::message::{HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX, Wait};
 use crate::paces::Paces;
 use crate::pipeline::lease_ahead;
 use crate::plan::{Candidate, Place, Plan, place};
@@ -465,7 +463,8 @@ impl Coordinator {
         let durable = self.durable.step();
         let Phase::Running(running) = &self.phase else { return };
         let reserving = running.storing.iter().all(|storing| matches!(storing, Storing::Reserved(_)));
-        if !running.leases.is_empty() || !reserving {
+        // Who is not there now would not hear that the run is over, and look for us in vain.
+        if !running.leases.is_empty() || !reserving || !running.roster.is_complete() {
             return;
         }
         let planned = self.agenda.training_of(durable).start;

@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 const CANDIDATES_MAX: usize = 256;
 
 /// A coordinator that starts again waits so long for its members to find it, beyond what it waits for any word.
-pub(crate) const REVIVAL_GRACE: Span = Span::seconds(20);
+const REVIVAL_GRACE: Span = Span::seconds(20);
 
 /// How far a newcomer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub(crate) struct Roster {
     waiting: Vec<Waiting>,
     arriving: BTreeMap<PeerId, Arrival>,
     stalled: BTreeSet<StageId>,
+    /// Members that a coordinator which started again has not heard yet.
+    unheard: BTreeSet<PeerId>,
     /// Members that asked to leave, and when they go at the latest.
     leaving: BTreeMap<PeerId, Time>,
     seats: u32,
@@ -88,6 +90,18 @@ impl Roster {
         let mut roster = Self { seats, ..Self::default() };
         plan.members.iter().for_each(|member| roster.watch(member.peer, heard));
         roster
+    }
+
+    /// Starts as a coordinator that was started again: its members are still to find it.
+    pub(crate) fn revived(plan: &Plan, seats: u32, now: Time) -> Self {
+        let mut roster = Self::new(plan, seats, now + REVIVAL_GRACE);
+        roster.unheard = plan.members.iter().map(|member| member.peer).collect();
+        roster
+    }
+
+    /// Returns whether every member is there, as far as can be said: none is suspected, and all have been heard.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.unheard.is_empty() && self.suspects.is_empty()
     }
 
     /// Starts to watch a member.
@@ -117,6 +131,7 @@ impl Roster {
 
     /// Hears a member.
     pub(crate) fn heard(&mut self, now: Time, peer: PeerId) {
+        self.unheard.remove(&peer);
         if let Some(suspicion) = self.watch.get_mut(&peer) {
             suspicion.heard(now);
         }
@@ -171,6 +186,7 @@ impl Roster {
     /// Forgets a member.
     pub(crate) fn forget(&mut self, peer: PeerId) {
         self.watch.remove(&peer);
+        self.unheard.remove(&peer);
         self.suspects.remove(&peer);
         self.arriving.remove(&peer);
         self.leaving.remove(&peer);

@@ -9,7 +9,7 @@ use crate::lease::{HandedOut, Leases};
 use crate::message::{Message, Refusal, Removal};
 use crate::pipeline::lease_ahead;
 use crate::port::Outbox;
-use crate::roster::{REVIVAL_GRACE, Roster};
+use crate::roster::Roster;
 use crate::route;
 use crate::running::Running;
 use crate::time::Time;
@@ -23,6 +23,9 @@ impl Coordinator {
             && session.plan.place_of(from).is_some()
         {
             self.revive(now, out);
+        }
+        if let Phase::Running(running) = &mut self.phase {
+            running.roster.heard(now, from);
         }
         // While all get ready, being ready is what counts, and is said beside this.
         if let Phase::Preparing { plan, .. } = &self.phase
@@ -49,7 +52,7 @@ impl Coordinator {
             return;
         };
         let session = *session;
-        let roster = Roster::new(&session.plan, session.seats, now + REVIVAL_GRACE);
+        let roster = Roster::revived(&session.plan, session.seats, now);
         let (plan, start) = (session.plan, session.planned_from);
         let mut running = self.running(now, plan, roster, session.ledger, start);
         running.reserved = (session.reserved, session.reserved);

@@ -96,8 +96,13 @@ impl Pipeline {
 
     /// Hears that the open exchange is called off: training goes on as it is, and at the end work may come again.
     pub fn restored(&mut self) {
-        self.agreement.exchange = Exchange::None;
-        if self.agreement.closing != Closing::Closed {
+        let restored = core::mem::replace(&mut self.agreement.exchange, Exchange::None);
+        // All may have been told meanwhile to agree for the last time in the next one.
+        let last = match (restored, self.agreement.closing) {
+            (Exchange::Open { outer, .. }, Closing::Asked { outer: Some(last) }) => last <= outer,
+            (Exchange::None | Exchange::Open { .. } | Exchange::Committed { .. }, _) => false,
+        };
+        if last {
             self.agreement.closing = Closing::Not;
         }
     }
