@@ -24,7 +24,7 @@ use crate::plan::{Candidate, Place, Plan, place};
 use crate::port::{Action, Input, Outbox};
 use crate::rebalance::Rebalancer;
 use crate::roster::Roster;
-use crate::running::{Running, Storing};
+use crate::running::{Apart, Running, Storing};
 use crate::spec::RunSpec;
 use crate::sync::arbiter::{Arbiter, ArbiterConfig, Weighing};
 use crate::time::{Span, Time};
@@ -287,7 +287,7 @@ impl Coordinator {
             None => Ledger::new(self.run, self.finality(), self.spec.stages(), (0, first), &[]),
         };
         plan.members.iter().for_each(|member| ledger.seat(member));
-        let seats = plan.members.len() as u32;
+        let seats = plan.members.iter().map(|member| member.seat.0).max().unwrap_or(0);
         let roster = Roster::new(&plan, seats, now);
         let running = self.running(now, plan, roster, ledger, start);
         self.phase = Phase::Running(Box::new(running));
@@ -389,8 +389,8 @@ impl Coordinator {
         if let Phase::Running(running) = &mut self.phase
             && here.stage == there.stage
         {
-            let later = if here.replica > there.replica { from } else { peer };
-            running.apart.entry(here.stage).or_insert((now, later));
+            let [earlier, later] = if here.replica > there.replica { [peer, from] } else { [from, peer] };
+            running.apart.entry(here.stage).or_insert(Apart { since: now, earlier, later });
         }
         Ok(())
     }

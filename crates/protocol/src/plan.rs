@@ -126,9 +126,11 @@ pub fn place(
     if places.len() < usize::from(stages) * usize::from(replicas) {
         return None;
     }
+    // Each plan that is made so gives seats of its own, also where the one before never began.
+    let first = number.0.saturating_sub(1) * u32::from(stages) * u32::from(replicas) + 1;
     let members = places
         .into_iter()
-        .zip(1..)
+        .zip(first..)
         .map(|((place, c), seat)| Member {
             peer: c.peer,
             place,

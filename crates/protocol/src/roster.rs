@@ -19,6 +19,12 @@ const CANDIDATES_MAX: usize = 256;
 /// A coordinator that starts again waits so long for its members to find it, beyond what it waits for any word.
 const REVIVAL_GRACE: Span = Span::seconds(20);
 
+/// When nobody at all was heard for so long, it is this peer that hears nothing: members say something each second.
+const DEAF: Span = Span::seconds(3);
+
+/// But when nobody was heard for so long, they are gone.
+const ALONE: Span = Span::seconds(60);
+
 /// How far a newcomer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival {
@@ -73,6 +79,8 @@ pub(crate) enum Change {
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     watch: BTreeMap<PeerId, Suspicion>,
+    /// When any of them was heard last.
+    heard_any: Time,
     suspects: BTreeSet<PeerId>,
     waiting: Vec<Waiting>,
     arriving: BTreeMap<PeerId, Arrival>,
@@ -87,7 +95,7 @@ pub(crate) struct Roster {
 impl Roster {
     /// Starts to watch the members of a plan; `heard` is when each is taken to have been heard last.
     pub(crate) fn new(plan: &Plan, seats: u32, heard: Time) -> Self {
-        let mut roster = Self { seats, ..Self::default() };
+        let mut roster = Self { seats, heard_any: heard, ..Self::default() };
         plan.members.iter().for_each(|member| roster.watch(member.peer, heard));
         roster
     }
@@ -131,6 +139,14 @@ impl Roster {
 
     /// Hears a member.
     pub(crate) fn heard(&mut self, now: Time, peer: PeerId) {
+        if !self.watch.contains_key(&peer) {
+            return;
+        }
+        if now.since(self.heard_any) >= DEAF && now > self.heard_any {
+            // Everyone was silent: it was this peer that heard nothing, and their silence begins anew.
+            self.slept(now);
+        }
+        self.heard_any = now;
         self.unheard.remove(&peer);
         if let Some(suspicion) = self.watch.get_mut(&peer) {
             suspicion.heard(now);
@@ -148,13 +164,15 @@ impl Roster {
     /// Lists what has changed since it was asked last.
     pub(crate) fn changes(&mut self, now: Time) -> Vec<Change> {
         let mut changes = Vec::new();
+        let silence = now.since(self.heard_any);
+        let deaf = self.watch.len() > 1 && (DEAF..ALONE).contains(&silence);
         for (&peer, suspicion) in &self.watch {
             let suspected = self.suspects.contains(&peer);
             match suspicion.level(now) {
                 Level::Trusted if suspected => changes.push(Change::Trusted(peer)),
                 Level::Suspect if !suspected => changes.push(Change::Suspected(peer)),
-                Level::Lost => changes.push(Change::Lost(peer)),
-                Level::Trusted | Level::Suspect => {}
+                Level::Lost if !deaf => changes.push(Change::Lost(peer)),
+                Level::Lost | Level::Trusted | Level::Suspect => {}
             }
         }
         for change in &changes {
@@ -170,6 +188,8 @@ impl Roster {
     /// Returns when [`Roster::changes`] has something to say if nothing is heard, or a leaver's time is over.
     pub(crate) fn deadline(&self, now: Time) -> Option<Time> {
         let changes = self.watch.values().filter_map(|suspicion| suspicion.next_change(now));
+        let alone = Some(self.heard_any + ALONE).filter(|at| *at > now && self.watch.len() > 1);
+        let changes = changes.chain(alone);
         changes.chain(self.leaving.values().copied()).min()
     }
 
@@ -378,5 +398,22 @@ mod tests {
         assert_eq!(roster.changes(later), [Change::Lost(peer)]);
         roster.slept(later);
         assert_eq!(roster.changes(later), [], "it was the listener that was away");
+    }
+
+    #[test]
+    fn silence_of_everyone_is_ones_own_until_it_lasts() {
+        let members = alloc::vec![member(0, 0), member(0, 1)];
+        let (number, coordinator) = (PlanNumber(1), PeerId([0; 32]));
+        let plan = Plan { number, coordinator, members, turns: Vec::new() };
+        let peers = [plan.members[0].peer, plan.members[1].peer];
+        let mut roster = Roster::new(&plan, 2, Time(0));
+        for second in 1..20 {
+            peers.iter().for_each(|peer| roster.heard(Time(second * 1_000_000), *peer));
+        }
+        let lost = |changes: Vec<Change>| changes.iter().filter(|c| matches!(c, Change::Lost(_))).count();
+        assert_eq!(lost(roster.changes(Time(49_000_000))), 0);
+        roster.heard(Time(49_000_000), peers[0]);
+        assert_eq!(lost(roster.changes(Time(50_000_000))), 0, "the other has its silence before it");
+        assert_eq!(lost(roster.changes(Time(150_000_000))), 2);
     }
 }

@@ -63,8 +63,8 @@ pub(crate) struct Running {
     pub(crate) drain: Option<InnerStep>,
     /// The outer step in which all were told to agree for the last time; `Some(None)` where they only save.
     pub(crate) closing: Option<Option<OuterStep>>,
-    /// Stages in which two replicas cannot reach each other: since when, and the later of the two.
-    pub(crate) apart: BTreeMap<StageId, (Time, PeerId)>,
+    /// Stages in which two replicas cannot reach each other.
+    pub(crate) apart: BTreeMap<StageId, Apart>,
     /// Leases that their holders had no room for.
     pub(crate) refused: BTreeSet<MicrobatchId>,
     /// The frontier that members were told.
@@ -81,6 +81,14 @@ pub(crate) struct Running {
     pub(crate) moving: Option<(PeerId, StageId, Time)>,
     /// When the last outer step was committed, and how long it was since the one before.
     pub(crate) committed_at: Option<(Time, Span)>,
+}
+
+/// Two replicas of a stage that cannot reach each other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Apart {
+    pub(crate) since: Time,
+    pub(crate) earlier: PeerId,
+    pub(crate) later: PeerId,
 }
 
 /// What a store is for.

@@ -204,10 +204,11 @@ impl Coordinator {
     fn part(&mut self, now: Time, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
         let Some(arbiter) = &running.arbiter else { return };
-        let due = running.apart.iter().filter(|(stage, (since, _))| {
-            now.since(*since) >= APART_WAIT && arbiter.round(**stage).is_some()
+        let due = running.apart.iter().filter(|(stage, apart)| {
+            let both = [apart.earlier, apart.later].iter().all(|peer| !running.roster.is_suspect(*peer));
+            both && now.since(apart.since) >= APART_WAIT && arbiter.round(**stage).is_some()
         });
-        let due: Vec<(StageId, PeerId)> = due.map(|(stage, (_, later))| (*stage, *later)).collect();
+        let due: Vec<(StageId, PeerId)> = due.map(|(stage, apart)| (*stage, apart.later)).collect();
         for (stage, _) in &due {
             running.apart.remove(stage);
         }
@@ -234,6 +235,7 @@ impl Coordinator {
         running.plan.members.retain(|other| other.peer != peer);
         running.roster.forget(peer);
         running.paces.retain(&running.plan);
+        running.apart.retain(|_, apart| apart.earlier != peer && apart.later != peer);
         running.keep_moving(now, peer, why);
         // Where replicas agree, what they agree on says whether the end holds all; else it is looked at anew.
         running.closing = running.closing.filter(Option::is_some);

@@ -13,12 +13,21 @@ use alloc::collections::BTreeMap;
 pub struct Group {
     /// Who each replica is.
     pub members: BTreeMap<ReplicaId, PeerId>,
+    /// Shards that a cut may have: it was made for as many replicas as there were, and stays when one is lost.
+    pub shards_max: usize,
 }
 
 impl Group {
-    /// Takes a stage's replicas from a plan.
+    /// Takes a stage's replicas from a plan in which every place is taken.
     pub fn of(plan: &Plan, stage: StageId) -> Self {
-        Self { members: plan.replicas(stage).map(|member| (member.place.replica, member.peer)).collect() }
+        let members: BTreeMap<ReplicaId, PeerId> =
+            plan.replicas(stage).map(|member| (member.place.replica, member.peer)).collect();
+        Self { shards_max: members.len(), members }
+    }
+
+    /// Says how many places the stage has, of which some may be vacant.
+    pub fn among(self, places: u16) -> Self {
+        Self { shards_max: usize::from(places), ..self }
     }
 
     /// Returns which replica a peer is.
@@ -37,7 +46,7 @@ impl Group {
             && contributors.is_sorted_by(|(a, _), (b, _)| a < b)
             && weights.is_some_and(|sum| sum > 0)
             && whole == Some(WHOLE)
-            && (1..=self.members.len()).contains(&shares.len())
+            && (1..=self.shards_max).contains(&shares.len())
             && shares.len() == reducers.len()
             && reducers.iter().all(|of| reduced(of))
     }

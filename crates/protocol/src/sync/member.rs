@@ -251,7 +251,7 @@ impl Member {
         manifest: Manifest,
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
-        if !manifest.is_consistent() || usize::from(shard) >= self.group.members.len() {
+        if !manifest.is_consistent() || usize::from(shard) >= self.group.shards_max {
             return Err(Refusal::OfferUnfit { shard, bytes: manifest.bytes });
         }
         let Some(exchange) = &mut self.exchange else { return Ok(()) };

@@ -116,7 +116,7 @@ impl Seat {
         frontier: Frontier,
         out: &mut Outbox,
     ) -> Self {
-        let group = Group::of(&plan, member.place.stage);
+        let group = Group::of(&plan, member.place.stage).among(who.spec.pipeline.replicas);
         let exchanges = who.spec.pipeline.replicas > 1;
         let replica = exchanges.then(|| Member::new(member.place.replica, who.coordinator, group));
         let begins = member.enters < NEVER;
@@ -283,7 +283,7 @@ impl Seat {
         if plan.member(who.me).is_none_or(|member| member.seat != self.traffic.seat()) {
             return;
         }
-        let group = Group::of(&plan, self.place().stage);
+        let group = Group::of(&plan, self.place().stage).among(who.spec.pipeline.replicas);
         if let Some(member) = &mut self.member {
             member.regroup(group);
         }
