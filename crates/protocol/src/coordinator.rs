@@ -286,7 +286,12 @@ impl Coordinator {
             }
             None => Ledger::new(self.run, self.finality(), self.spec.stages(), (0, first), &[]),
         };
-        plan.members.iter().for_each(|member| ledger.seat(member));
+        for member in &plan.members {
+            ledger.seat(member);
+            if matches!(self.start_of(member.place), Start::Checkpoint { of, .. } if of == member.place) {
+                ledger.reopen(member.seat);
+            }
+        }
         let seats = plan.members.iter().map(|member| member.seat.0).max().unwrap_or(0);
         let roster = Roster::new(&plan, seats, now);
         let running = self.running(now, plan, roster, ledger, start);

@@ -5,9 +5,9 @@
 //! Knows nothing of storage, leases or messages.
 
 use crate::accounts::Accounts;
-use crate::ids::{Digest, InnerStep, PeerId, SeatId, StageId};
+use crate::ids::{Digest, InnerStep, PeerId, ReplicaId, SeatId, StageId};
 use crate::index_set::IndexSet;
-use crate::plan::{Member, Plan};
+use crate::plan::{Member, Place, Plan};
 use crate::receipt::{Receipt, ReceiptError};
 use crate::work::{Needs, Trained};
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,8 @@ struct Page {
     durable: IndexSet,
     /// The rest of it: whose, and in which of their steps.
     since: BTreeMap<u64, (SeatId, InnerStep)>,
+    /// What the durable checkpoint of a single replica has beyond that: it had trained it and not handed it in.
+    own: BTreeMap<u64, (ReplicaId, InnerStep)>,
     #[serde(skip)]
     open: BTreeMap<u64, Open>,
 }
@@ -48,6 +50,7 @@ struct Page {
 struct Seat {
     peer: PeerId,
     stage: StageId,
+    replica: ReplicaId,
     /// What it trained in steps below this one is committed.
     committed_below: InnerStep,
 }
@@ -91,7 +94,13 @@ impl Ledger {
             (first..end).filter(|index| !lacks(index)).for_each(|index| {
                 held.insert(index);
             });
-            Page { durable: held.clone(), held, since: BTreeMap::new(), open: BTreeMap::new() }
+            Page {
+                durable: held.clone(),
+                held,
+                since: BTreeMap::new(),
+                own: BTreeMap::new(),
+                open: BTreeMap::new(),
+            }
         };
         let mut redo: BTreeMap<u64, BTreeSet<StageId>> = BTreeMap::new();
         for (stage, index) in holes {
@@ -133,7 +142,12 @@ impl Ledger {
 
     /// Notes that a peer takes a seat.
     pub fn seat(&mut self, member: &Member) {
-        let seat = Seat { peer: member.peer, stage: member.place.stage, committed_below: InnerStep(0) };
+        let seat = Seat {
+            peer: member.peer,
+            stage: member.place.stage,
+            replica: member.place.replica,
+            committed_below: InnerStep(0),
+        };
         self.seats.entry(member.seat).or_insert(seat);
     }
 
@@ -312,12 +326,37 @@ impl Ledger {
         sums.lost += lost.len() as u64;
     }
 
-    /// Hears that all stages' checkpoints at a border are durable.
-    pub fn durable(&mut self, border: InnerStep) {
+    /// Hears that the checkpoints of these places at a border are durable.
+    pub fn durable(&mut self, border: InnerStep, saved: impl Fn(Place) -> bool) {
+        let seats = &self.seats;
         for page in &mut self.pages {
             for (index, _) in page.since.extract_if(.., |_, (_, step)| *step < border) {
                 page.durable.insert(index);
             }
+            let own = page.open.iter().filter_map(|(index, open)| {
+                let Seat { stage, replica, .. } = *seats.get(&open.seat)?;
+                (open.step < border && saved(Place { stage, replica }))
+                    .then_some((*index, (replica, open.step)))
+            });
+            page.own = own.collect();
+        }
+    }
+
+    /// Hears that a seat is taken from its place's own durable checkpoint, with what that replica had not handed in then.
+    pub fn reopen(&mut self, seat: SeatId) {
+        let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&seat).copied() else { return };
+        let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return };
+        let own = page.own.iter().filter(|(index, (of, _))| *of == replica && !page.held.contains(**index));
+        let own: Vec<(u64, InnerStep)> = own.map(|(index, (_, step))| (*index, *step)).collect();
+        for (index, step) in own {
+            page.open.entry(index).or_insert(Open { seat, step });
+            self.lost.remove(&(stage, index));
+            let stages = self.redo.entry(index).or_default();
+            stages.remove(&stage);
+            if stages.is_empty() {
+                self.redo.remove(&index);
+            }
+            self.accounts.of(stage, peer).trained += 1;
         }
     }
 
@@ -338,9 +377,16 @@ impl Ledger {
         found.len() as u64
     }
 
-    /// Returns the lowest microbatch that is to be done again and is not under way.
-    pub fn redo_from_free(&self, is_out: impl Fn(u64) -> bool) -> Option<u64> {
-        self.redo.keys().copied().find(|index| !is_out(*index))
+    /// Returns the lowest microbatch that is to be done again and is not under way, at stages that do not stand still.
+    pub fn redo_from_free(
+        &self,
+        is_out: impl Fn(u64) -> bool,
+        stands: impl Fn(StageId) -> bool,
+    ) -> Option<u64> {
+        let free = |(index, stages): &(&u64, &BTreeSet<StageId>)| {
+            !is_out(**index) && !stages.iter().any(|stage| stands(*stage))
+        };
+        self.redo.iter().find(free).map(|(index, _)| *index)
     }
 
     /// Takes a microbatch that is to be done again, for the stages that lack it.

@@ -264,7 +264,8 @@ pub enum Start {
         step: InnerStep,
         /// Digest of its contents.
         digest: Digest,
-        /// Whose checkpoint it is: its own place's, or another replica's, whose debts are then not taken over.
+        /// Whose checkpoint it is: its own place's, or another replica's, of which then only the agreed weights are taken
+        /// over, and not what that replica had trained since.
         of: Place,
     },
     /// From the weights that the live replicas of the stage agreed on, which they send.

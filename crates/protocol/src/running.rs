@@ -184,8 +184,9 @@ impl Running {
     fn lease_redo(&mut self, now: Time, out: &mut Outbox) {
         let mut leased: Option<(u64, u64)> = None;
         loop {
-            let leases = &self.leases;
-            let Some(first) = self.ledger.redo_from_free(|index| leases.is_out(index)) else { break };
+            let (leases, roster) = (&self.leases, &self.roster);
+            let free = self.ledger.redo_from_free(|at| leases.is_out(at), |stage| roster.is_stalled(stage));
+            let Some(first) = free else { break };
             let microbatch = MicrobatchId::train(first);
             let Some(to) = self.first_stage(microbatch).filter(|to| leases.room(*to, first) > 0) else {
                 break;

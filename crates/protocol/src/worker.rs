@@ -52,6 +52,8 @@ pub struct WorkerConfig {
     pub coordinator: PeerId,
     /// Where that peer can be dialled; opaque to the core. The driver has dialled it once.
     pub coordinator_address: Bytes,
+    /// How long to look for a coordinator that was never reached before giving up: long where somebody else starts it.
+    pub coordinator_wait: Span,
     /// What it says when it asks for a place.
     pub join: Join,
 }
@@ -62,6 +64,7 @@ pub struct Worker {
     join: Join,
     links: Links,
     phase: Phase,
+    coordinator_wait: Span,
     /// When it spoke to the coordinator last.
     spoke: Time,
     /// When it goes at the latest, once it was asked to leave.
@@ -91,7 +94,7 @@ enum First {
 impl Worker {
     /// Makes a worker that asks its coordinator for a place once it is connected.
     pub fn new(config: WorkerConfig) -> Self {
-        let WorkerConfig { spec, key, coordinator, coordinator_address, join } = config;
+        let WorkerConfig { spec, key, coordinator, coordinator_address, coordinator_wait, join } = config;
         let me = PeerId(key.verifying_key().to_bytes());
         let (run, agenda) = (spec.digest(), Agenda::new(&spec));
         let mut links = Links::default();
@@ -102,6 +105,7 @@ impl Worker {
             join,
             links,
             phase: Phase::Joining { ask_at: None, first: First::Yes },
+            coordinator_wait,
             spoke: Time(0),
             leave_by: None,
             now: Time(0),
@@ -236,8 +240,11 @@ impl Worker {
         };
         out.record(Event::PeerLost { peer, stage, reason: reason.clone() });
         let first = matches!(self.phase, Phase::Joining { first: First::Yes, .. });
-        if peer == self.who.coordinator && first {
-            self.finish(Outcome::Failed { reason: format!("coordinator {peer} is lost: {reason}") }, out);
+        let down = self.links.down_since(self.who.coordinator).map(|since| now.since(since));
+        if first && down.is_some_and(|down| down >= self.coordinator_wait) {
+            let coordinator = self.who.coordinator;
+            let reason = format!("coordinator {coordinator} is lost: {reason}");
+            self.finish(Outcome::Failed { reason }, out);
         } else if stage.is_some() {
             out.send(self.who.coordinator, Message::PeerLost { peer, reason: bounded(reason) });
         }

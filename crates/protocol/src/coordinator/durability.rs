@@ -56,7 +56,7 @@ impl Coordinator {
             step,
             digests: saves.iter().map(|(place, (digest, _))| (*place, *digest)).collect(),
         };
-        running.ledger.durable(step);
+        running.ledger.durable(step, |place| saves.contains_key(&place));
         running.ledger_stored = running.ledger.clone();
         running.storing.push_back(Storing::Checkpoint(checkpoint, took));
         self.store(out);

@@ -345,7 +345,13 @@ impl Coordinator {
             };
             let open: Vec<Place> = vacant.iter().filter(fits).copied().collect();
             let place = vacancy(&open, &loads, wish)?;
-            Some((peer, place, self.start_under_way(running, place.stage, waiting)?))
+            let start = self.start_under_way(running, place.stage, waiting)?;
+            // Who has a place's checkpoint takes that place, with what had not been handed in.
+            let own = match start {
+                Start::Checkpoint { of, .. } => Some(of).filter(|of| open.contains(of)),
+                Start::Fresh | Start::Replicas { .. } => None,
+            };
+            Some((peer, own.unwrap_or(place), start))
         })
     }
 
@@ -424,6 +430,10 @@ impl Coordinator {
             entry.enters = enters;
         }
         running.roster.entered(peer);
+        if matches!(arrival.start, Start::Checkpoint { of, .. } if of == member.place) {
+            running.ledger.reopen(member.seat);
+            running.ledger_stored = running.ledger.clone();
+        }
         running.has_moved(now, peer);
         out.record(Event::Seated { peer, place: member.place, enters });
         if running.roster.resumes(stage) {

@@ -61,7 +61,7 @@ fn credit(ledger: &mut Ledger, receipt: Receipt) -> Result<Vec<u64>, ReceiptErro
 
 fn take_redo(ledger: &mut Ledger) -> Vec<(u64, Needs)> {
     let mut taken = Vec::new();
-    while let Some(index) = ledger.redo_from_free(|_| false) {
+    while let Some(index) = ledger.redo_from_free(|_| false, |_| false) {
         taken.extend(ledger.take_redo(index).map(|needs| (index, needs)));
     }
     taken
@@ -102,7 +102,7 @@ fn what_no_commit_holds_is_lost_with_its_seat_and_done_again() {
     assert_eq!(ledger.lose(SeatId(2)), 1, "0 and 1 are in the weights of all");
     assert_eq!(ledger.credited(), [0, 3, 0]);
     let stage = Needs::Only(vec![StageId(1)]);
-    assert_eq!(ledger.redo_from_free(|_| true), None, "it is still under way");
+    assert_eq!(ledger.redo_from_free(|_| true, |_| false), None, "it is still under way");
     assert_eq!(ledger.redo_from(), Some(2));
     assert_eq!(take_redo(&mut ledger), [(2, stage)]);
     assert_eq!(credit(&mut ledger, receipt(1, 3, 1, &[(2, 5)])), Ok(vec![2]));
@@ -158,7 +158,7 @@ fn what_came_back_without_credit_is_found_and_done_again() {
 fn a_stage_that_nobody_holds_goes_back_to_its_durable_checkpoint() {
     let mut ledger = ledger(Finality::AtOnce);
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 1), (3, 2)])).unwrap();
-    ledger.durable(InnerStep(2));
+    ledger.durable(InnerStep(2), |_| true);
     assert_eq!(ledger.durable_holes(5).len(), 2 * 5 + 2);
     assert_eq!(ledger.lose(SeatId(2)), 0);
     assert_eq!(ledger.lose_stage(StageId(1)), 1);
@@ -179,4 +179,25 @@ fn a_run_is_whole_when_commits_hold_all_of_it() {
     ledger.committed(&[(SeatId(2), InnerStep(7))]);
     assert!(ledger.all_held(2));
     assert_eq!(ledger.redone(), [0, 1, 0]);
+}
+
+#[test]
+fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() {
+    let mut ledger = ledger(Finality::Commits);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 3)])).unwrap();
+    credit(&mut ledger, receipt(1, 3, 0, &[(2, 1)])).unwrap();
+    ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+    ledger.go_back(4);
+    let again = Member { seat: SeatId(9), ..plan().members[2].clone() };
+    ledger.seat(&again);
+    ledger.reopen(SeatId(9));
+    assert_eq!(ledger.lacking(0), [StageId(0), StageId(2)], "its own is open again");
+    assert_eq!(ledger.lacking(1).len(), 3, "that was behind the checkpoint");
+    assert_eq!(ledger.lacking(2).len(), 3, "the other replica's checkpoint is not durable");
+    assert_eq!(
+        ledger.redo_from_free(|_| false, |stage| stage == StageId(1)),
+        Some(0),
+        "stage 1 lacks nothing of 0"
+    );
+    assert_eq!(ledger.lose(SeatId(9)), 1, "and it can be lost again");
 }
