@@ -57,6 +57,8 @@ pub struct Coordinator {
     me: PeerId,
     durable: Durable,
     phase: Phase,
+    /// What peers said that asked for a place before the run began; who gets none waits for one.
+    joins: BTreeMap<PeerId, Join>,
     /// The last time that it was told.
     now: Time,
 }
@@ -76,7 +78,8 @@ enum Phase {
     Reviving {
         session: Box<Session>,
         candidates: Vec<Candidate>,
-        joins: BTreeMap<PeerId, Join>,
+        /// When to dial the members: by silence alone they find out seconds later that it was gone.
+        call_at: Time,
     },
     /// The run goes on.
     Running(Box<Running>),
@@ -97,11 +100,11 @@ impl Coordinator {
             Some(session) => Phase::Reviving {
                 session: Box::new(session.clone()),
                 candidates: Vec::new(),
-                joins: BTreeMap::new(),
+                call_at: Time(0),
             },
             None => Phase::Gathering { candidates: Vec::new(), next: PlanNumber(1) },
         };
-        Ok(Self { spec, run, agenda, me, durable, phase, now: Time(0) })
+        Ok(Self { spec, run, agenda, me, durable, phase, joins: BTreeMap::new(), now: Time(0) })
     }
 
     /// Takes what happened.
@@ -129,6 +132,7 @@ impl Coordinator {
                 panic!("the driver computed for a coordinator, which never asks for it")
             }
         }
+        self.call_members(now, out);
         self.watch(now, slept, out);
         self.agree(now, out);
         self.admit(now, out);
@@ -146,7 +150,8 @@ impl Coordinator {
                 let receipts = running.receipts_until().filter(|at| *at > now);
                 times.chain(running.roster.deadline(now)).chain(receipts).min()
             }
-            Phase::Gathering { .. } | Phase::Preparing { .. } | Phase::Reviving { .. } | Phase::Over => None,
+            Phase::Reviving { call_at, .. } => Some(*call_at),
+            Phase::Gathering { .. } | Phase::Preparing { .. } | Phase::Over => None,
         }
     }
 
@@ -218,16 +223,15 @@ impl Coordinator {
                 return self.joined_under_way(now, from, join, out);
             }
             Phase::Preparing { plan, .. } => {
-                let Some(member) = plan.member(from) else { return Err(Refusal::PlanFull) };
+                let Some(member) = plan.member(from) else {
+                    return self.joined_as_spare(from, join, candidates_max, out);
+                };
                 let (place, plan) = (member.place, plan.clone());
                 let start = self.start_of(place);
                 out.send(from, Message::Placed { plan, start, frontier: Frontier::default() });
                 return Ok(());
             }
-            Phase::Reviving { session, candidates, joins } => {
-                if joins.len() < candidates_max {
-                    joins.insert(from, join);
-                }
+            Phase::Reviving { session, candidates, .. } => {
                 (candidates, PlanNumber(session.plan.number.0 + 1))
             }
             Phase::Gathering { candidates, next } => (candidates, *next),
@@ -238,6 +242,7 @@ impl Coordinator {
             return Err(Refusal::PlanFull);
         }
         out.record(Event::Joined { peer: from, device, peak_flops });
+        self.joins.insert(from, join);
         candidates.push(candidate);
         let Some(plan) = place(next, self.me, stages, replicas, candidates) else {
             let ahead = candidates.len() as u32 - 1;
@@ -246,12 +251,29 @@ impl Coordinator {
         };
         let surplus: Vec<_> =
             candidates.iter().map(|c| c.peer).filter(|p| plan.place_of(*p).is_none()).collect();
-        for peer in surplus {
-            out.refuse(peer, Refusal::PlanFull);
+        for (ahead, peer) in (0..).zip(surplus) {
+            out.send(peer, Message::Waiting { ahead, why: Wait::NoVacancy });
         }
         // Of those who took part before nobody is left, or one would have said so by now.
         self.durable.go_back();
         self.announce(plan, out);
+        Ok(())
+    }
+
+    /// Lets a peer wait that asks while those who were first get ready.
+    fn joined_as_spare(
+        &mut self,
+        from: PeerId,
+        join: Join,
+        spares_max: usize,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
+        if self.joins.len() >= 2 * spares_max {
+            return Err(Refusal::PlanFull);
+        }
+        out.record(Event::Joined { peer: from, device: join.device.clone(), peak_flops: join.peak_flops });
+        self.joins.insert(from, join);
+        out.send(from, Message::Waiting { ahead: 0, why: Wait::NoVacancy });
         Ok(())
     }
 
@@ -293,7 +315,12 @@ impl Coordinator {
             }
         }
         let seats = plan.members.iter().map(|member| member.seat.0).max().unwrap_or(0);
-        let roster = Roster::new(&plan, seats, now);
+        let mut roster = Roster::new(&plan, seats, now);
+        for (peer, join) in core::mem::take(&mut self.joins) {
+            if plan.place_of(peer).is_none() {
+                roster.waits(peer, join);
+            }
+        }
         let running = self.running(now, plan, roster, ledger, start);
         self.phase = Phase::Running(Box::new(running));
         self.reserve(out);
@@ -402,13 +429,17 @@ impl Coordinator {
 
     fn lost(&mut self, now: Time, peer: PeerId, reason: String, out: &mut Outbox) {
         let place = self.plan().and_then(|plan| plan.place_of(peer));
+        if let Phase::Reviving { candidates, .. } = &self.phase
+            && candidates.iter().all(|candidate| candidate.peer != peer)
+        {
+            // A member of the stored session that is not there (yet).
+            return;
+        }
         out.record(Event::PeerLost { peer, stage: place.map(|place| place.stage), reason });
+        self.joins.remove(&peer);
         match &mut self.phase {
             Phase::Gathering { candidates, .. } => candidates.retain(|c| c.peer != peer),
-            Phase::Reviving { candidates, joins, .. } => {
-                candidates.retain(|c| c.peer != peer);
-                joins.remove(&peer);
-            }
+            Phase::Reviving { candidates, .. } => candidates.retain(|c| c.peer != peer),
             Phase::Preparing { plan, .. } if place.is_some() => {
                 // Nothing is lost yet: the others wait for one who takes its place.
                 let others = plan.members.iter().filter(|member| member.peer != peer);
@@ -490,7 +521,7 @@ impl Coordinator {
     }
 
     fn finish(&mut self, outcome: Outcome, out: &mut Outbox) {
-        let peers: Vec<PeerId> = match &self.phase {
+        let mut peers: Vec<PeerId> = match &self.phase {
             Phase::Gathering { candidates, .. } | Phase::Reviving { candidates, .. } => {
                 candidates.iter().map(|c| c.peer).collect()
             }
@@ -501,6 +532,9 @@ impl Coordinator {
             }
             Phase::Over => return,
         };
+        let spares = self.joins.keys().filter(|peer| !peers.contains(peer)).copied();
+        let spares: Vec<PeerId> = spares.collect();
+        peers.extend(spares);
         for peer in peers {
             out.send(peer, Message::Finish { outcome: outcome.clone() });
         }

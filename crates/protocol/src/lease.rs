@@ -9,7 +9,7 @@ use crate::index_set::IndexSet;
 use crate::time::{Span, Time};
 use crate::work::{Frontier, Needs};
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -261,6 +261,11 @@ impl Leases {
         let of_peer = self.out.iter().filter(|(_, lease)| lease.to == peer).map(|(m, _)| *m);
         let renewed: Vec<(MicrobatchId, Option<PeerId>)> = of_peer.map(|m| (m, to(m))).collect();
         renewed.into_iter().filter_map(|(m, to)| Some(self.renew(now, m, to?))).collect()
+    }
+
+    /// Lists the peers at which something is out.
+    pub fn holders(&self) -> BTreeSet<PeerId> {
+        self.out.values().map(|lease| lease.to).collect()
     }
 
     /// Returns whether a microbatch is out at a peer.

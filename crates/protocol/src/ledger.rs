@@ -389,6 +389,11 @@ impl Ledger {
         self.redo.iter().find(free).map(|(index, _)| *index)
     }
 
+    /// Returns the stages for which a microbatch is to be done again.
+    pub fn redo(&self, index: u64) -> Option<Needs> {
+        self.redo.get(&index).map(|stages| Needs::Only(stages.iter().copied().collect()))
+    }
+
     /// Takes a microbatch that is to be done again, for the stages that lack it.
     pub fn take_redo(&mut self, index: u64) -> Option<Needs> {
         self.redo.remove(&index).map(|stages| Needs::Only(stages.into_iter().collect()))

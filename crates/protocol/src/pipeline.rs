@@ -440,12 +440,15 @@ impl Pipeline {
         };
         assert_eq!(under_way, microbatch, "the driver answers the forward under way");
         let sent = Sent { attempt: kept.attempt, needs: kept.needs.clone() };
+        // It was settled without this replica while the forward ran: nobody answers for it any more.
+        let over = kept.attempt == Attempt(0) && self.is_settled(microbatch);
         match microbatch.split {
             Split::HeldOut => {
                 if self.agenda.home(microbatch) == self.replica {
                     self.evaluated.insert(self.held_out_place_of(microbatch.index));
                 }
             }
+            Split::Train if over => {}
             Split::Train => {
                 kept.version = WeightVersion(self.version);
                 if output.is_none() {

@@ -7,6 +7,7 @@ use crate::agenda::Agenda;
 use crate::homes::Homes;
 use crate::ids::{InnerStep, MicrobatchId, PeerId, Split, StageId};
 use crate::plan::{Member, Place, Plan};
+use crate::work::Needs;
 use alloc::vec::Vec;
 
 /// Chooses the replica of `stage` for a microbatch among those that are `usable`.
@@ -37,6 +38,27 @@ pub fn choose(
     }
     let turn = microbatch.index.checked_div(agenda.replicas())?.checked_rem(others.len() as u64)?;
     others.get(turn as usize).map(|member| member.peer)
+}
+
+/// Chooses the replica of `stage` for a microbatch that passes again, for the sake of some stages.
+///
+/// At those it falls to its home as ever, which may have trained it. The others only pass it on as a ghost, and take turns: what
+/// one lost replica had is all of one home, and would go through one replica of each stage, one after the other.
+pub fn choose_again(
+    plan: &Plan,
+    agenda: &Agenda,
+    stage: StageId,
+    microbatch: MicrobatchId,
+    needs: &Needs,
+    usable: impl Fn(PeerId) -> bool,
+) -> Option<PeerId> {
+    if needs.includes(stage) {
+        return choose(plan, agenda, stage, microbatch, usable);
+    }
+    let there = plan.replicas(stage).filter(|member| member.enters < NEVER && usable(member.peer));
+    let there: Vec<PeerId> = there.map(|member| member.peer).collect();
+    let turn = microbatch.index.checked_div(agenda.replicas())?.checked_rem(there.len() as u64)?;
+    there.get(turn as usize).copied()
 }
 
 /// Stands for the step from which a member works that has not entered yet.
@@ -92,6 +114,20 @@ mod tests {
         let mut without = plan();
         without.members.remove(1);
         assert_eq!(routes(&without, &[]), want, "whether the plan says so or not");
+    }
+
+    #[test]
+    fn what_passes_again_takes_turns_where_it_is_only_passed_on() {
+        let again = |index, needs: &Needs| {
+            let to =
+                choose_again(&plan(), &agenda(), StageId(1), MicrobatchId::train(index), needs, |_| true);
+            to.map(|peer| peer.0[0])
+        };
+        let elsewhere = Needs::Only([StageId(0)].into());
+        // All of these are of home 0.
+        assert_eq!([0, 3, 6, 9].map(|index| again(index, &elsewhere)), [0, 1, 2, 0].map(Some));
+        let here = Needs::Only([StageId(1)].into());
+        assert_eq!([0, 3, 6].map(|index| again(index, &here)), [Some(0); 3]);
     }
 
     #[test]

@@ -134,6 +134,16 @@ impl Running {
         best.or_else(|| route::choose(plan, agenda, StageId(0), microbatch, |_| true))
     }
 
+    /// Returns whom a microbatch that is to be done again goes to.
+    fn first_stage_again(&self, index: u64) -> Option<PeerId> {
+        let needs = self.ledger.redo(index)?;
+        let microbatch = MicrobatchId::train(index);
+        let usable = |peer| !self.roster.is_suspect(peer);
+        let (plan, agenda) = (&self.plan, &self.agenda);
+        let again = route::choose_again(plan, agenda, StageId(0), microbatch, &needs, usable);
+        again.or_else(|| self.first_stage(microbatch))
+    }
+
     /// Says something to a member, behind every change of the plan that it has not heard of because the disk has not.
     pub(crate) fn say(&mut self, to: PeerId, message: Message, out: &mut Outbox) {
         let waiting = self.storing.iter_mut().rev().find_map(|storing| match storing {
@@ -188,7 +198,7 @@ impl Running {
             let free = self.ledger.redo_from_free(|at| leases.is_out(at), |stage| roster.is_stalled(stage));
             let Some(first) = free else { break };
             let microbatch = MicrobatchId::train(first);
-            let Some(to) = self.first_stage(microbatch).filter(|to| leases.room(*to, first) > 0) else {
+            let Some(to) = self.first_stage_again(first).filter(|to| leases.room(*to, first) > 0) else {
                 break;
             };
             let Some(needs) = self.ledger.take_redo(first) else { break };

@@ -436,12 +436,13 @@ impl Coordinator {
         }
         running.has_moved(now, peer);
         out.record(Event::Seated { peer, place: member.place, enters });
-        if running.roster.resumes(stage) {
+        let resumed = running.roster.resumes(stage);
+        if resumed {
             out.record(Event::Resumed { stage });
         }
         let plan = running.plan.clone();
         let disturbed_below = next;
-        let frontier = running.frontier();
+        let frontier = running.told;
         let enter = Message::Enter { outer, step };
         self.announce_plan(Some((peer, Message::Roster { plan, disturbed_below })), out);
         let Phase::Running(running) = &mut self.phase else { return };
@@ -450,6 +451,9 @@ impl Coordinator {
             messages.push((peer, enter));
             messages.extend(running.drain.map(|border| (peer, Message::Drain { border })));
             messages.extend(running.closing.map(|outer| (peer, Message::Close { outer })));
+        }
+        if resumed && stage == StageId(0) {
+            running.take_leases_back(now, peer, out);
         }
         running.retell_held_out(now, out);
     }
@@ -499,6 +503,16 @@ impl Running {
         let renewed = self.leases.lost(now, peer, to);
         renewed.into_iter().for_each(|renewed| self.tell(renewed, out));
         self.retell_held_out(now, out);
+    }
+
+    /// Gives to the first who holds the first stage again what stayed out, with nobody to take it, when its holders were lost.
+    fn take_leases_back(&mut self, now: Time, newcomer: PeerId, out: &mut Outbox) {
+        let holds = |peer: PeerId| self.plan.place_of(peer).is_some_and(|place| place.stage == StageId(0));
+        let gone = self.leases.holders().into_iter().filter(|peer| *peer == newcomer || !holds(*peer));
+        for peer in gone.collect::<Vec<_>>() {
+            let renewed = self.leases.lost(now, peer, |_| Some(newcomer));
+            renewed.into_iter().for_each(|renewed| self.tell(renewed, out));
+        }
     }
 
     /// Leases again what is being evaluated: nobody keeps it, so that it may have been lost on its way.

@@ -8,13 +8,16 @@ use crate::ids::{InnerStep, MicrobatchId, PeerId, Split, StageId};
 use crate::lease::{HandedOut, Leases};
 use crate::message::{Message, Refusal, Removal};
 use crate::pipeline::lease_ahead;
-use crate::port::Outbox;
+use crate::port::{Action, Outbox};
 use crate::roster::Roster;
 use crate::route;
 use crate::running::Running;
-use crate::time::Time;
+use crate::time::{Span, Time};
 use crate::work::Needs;
 use alloc::boxed::Box;
+
+/// How often a coordinator that starts again dials members while it has heard none.
+const CALL_AGAIN_WAIT: Span = Span::seconds(5);
 
 impl Coordinator {
     /// Hears a member that connected anew, and brings it up to date.
@@ -45,10 +48,22 @@ impl Coordinator {
         Ok(())
     }
 
+    /// Dials the members of the stored session until one of them is heard.
+    pub(super) fn call_members(&mut self, now: Time, out: &mut Outbox) {
+        let Phase::Reviving { session, call_at, .. } = &mut self.phase else { return };
+        if now < *call_at {
+            return;
+        }
+        *call_at = now + CALL_AGAIN_WAIT;
+        for member in &session.plan.members {
+            out.push(Action::Dial { peer: member.peer, address: member.address.clone() });
+        }
+    }
+
     /// Goes on with the stored session.
     fn revive(&mut self, now: Time, out: &mut Outbox) {
         let waiting = Phase::Over;
-        let Phase::Reviving { session, joins, .. } = core::mem::replace(&mut self.phase, waiting) else {
+        let Phase::Reviving { session, .. } = core::mem::replace(&mut self.phase, waiting) else {
             return;
         };
         let session = *session;
@@ -72,7 +87,7 @@ impl Coordinator {
         for peer in arriving {
             self.remove(now, peer, Removal::Unknown, out);
         }
-        for (peer, join) in joins {
+        for (peer, join) in core::mem::take(&mut self.joins) {
             if let Err(refusal) = self.joined_under_way(now, peer, join, out) {
                 out.refuse(peer, refusal);
             }
@@ -139,7 +154,8 @@ impl Running {
         let disturbed_below = InnerStep(self.leases.highest_step().0 + 1);
         out.send(peer, Message::Roster { plan, disturbed_below });
         out.send(peer, Message::Suspects(self.roster.suspects()));
-        out.send(peer, Message::Frontier(self.frontier()));
+        // The same as all others know: what one takes for settled and drops, another must not send and wait for.
+        out.send(peer, Message::Frontier(self.told));
         if let Some(border) = self.drain {
             out.send(peer, Message::Drain { border });
         }

@@ -45,6 +45,8 @@ pub struct Kept {
     pub(crate) output: Option<Bytes>,
     /// Whom of the next stage it was sent to, and when; the last is the one that is waited for.
     pub(crate) sent_to: Vec<(PeerId, Time)>,
+    /// All it was ever sent to: whoever answers is heard, also one that is not waited for any more.
+    pub(crate) asked: Vec<PeerId>,
     /// Who of the next stage would not take it now.
     pub(crate) refused_by: Vec<PeerId>,
     /// Whose gradient is used, and the step in which that peer trained it.
@@ -68,6 +70,7 @@ impl Kept {
             version: WeightVersion(0),
             output: None,
             sent_to: Vec::new(),
+            asked: Vec::new(),
             refused_by: Vec::new(),
             answer: None,
         }
@@ -91,10 +94,13 @@ impl Kept {
     pub(crate) fn sent(&mut self, to: PeerId, now: Time) {
         self.sent_to.retain(|(peer, _)| *peer != to);
         self.sent_to.push((to, now));
+        if !self.asked.contains(&to) {
+            self.asked.push(to);
+        }
     }
 
     pub(crate) fn was_sent_to(&self, peer: PeerId) -> bool {
-        self.sent_to.iter().any(|(to, _)| *to == peer)
+        self.asked.contains(&peer)
     }
 
     /// Returns who is waited for, and since when.

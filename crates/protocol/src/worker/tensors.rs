@@ -42,6 +42,8 @@ enum Direction {
 /// A microbatch that is to be sent.
 struct Due {
     index: u64,
+    /// For which stages it passes.
+    needs: Needs,
     /// Who was waited for.
     before: Option<PeerId>,
     /// Who is sent it again, because its connection was won back.
@@ -323,7 +325,7 @@ impl Traffic {
             (Output::Boundary(payload), Split::HeldOut) => {
                 let sent = pipeline.forwarded(microbatch, Some(payload.clone()));
                 // Where nobody is there, the coordinator leases it again when somebody is.
-                if let Some(to) = self.choose(now, who, microbatch, &[]) {
+                if let Some(to) = self.choose(now, who, microbatch, &Needs::All, &[]) {
                     self.send_activation(who, microbatch, to, sent, payload, out);
                 }
             }
@@ -342,10 +344,14 @@ impl Traffic {
         now: Time,
         who: &Identity,
         microbatch: MicrobatchId,
+        needs: &Needs,
         avoiding: &[PeerId],
     ) -> Option<PeerId> {
         let usable = |peer: PeerId| self.is_usable(peer) && !avoiding.contains(&peer);
         let (plan, agenda, next) = (&self.plan, &who.agenda, self.next());
+        if !needs.includes(next) {
+            return route::choose_again(plan, agenda, next, microbatch, needs, usable);
+        }
         let home = route::choose(plan, agenda, next, microbatch, |_| true).filter(|home| usable(*home));
         if home.is_some() {
             return home;
@@ -379,8 +385,12 @@ impl Traffic {
     ) {
         let stage = self.next();
         let version = self.pipeline.as_ref().map(Pipeline::version).unwrap_or_default();
-        let tensor = Tensor { microbatch, attempt, stage, version, needs, trained: None, payload };
+        let tensor =
+            Tensor { microbatch, attempt, stage, version, needs: needs.clone(), trained: None, payload };
         out.send(to, Message::Activation(tensor));
+        if !needs.includes(stage) {
+            return;
+        }
         // Whom it falls to need not wait for it.
         let home = route::choose(&self.plan, &who.agenda, stage, microbatch, |_| true);
         if let Some(home) = home.filter(|home| *home != to) {
@@ -390,12 +400,12 @@ impl Traffic {
 
     /// Sends what has no one to wait for, and elsewhere what is waited for in vain.
     pub(crate) fn dispatch(&mut self, now: Time, who: &Identity, out: &mut Outbox) {
-        for Due { index, before, again, tried, refused } in self.due(now) {
+        for Due { index, needs, before, again, tried, refused } in self.due(now) {
             let microbatch = MicrobatchId::train(index);
             let to = again
-                .or_else(|| self.choose(now, who, microbatch, &tried))
+                .or_else(|| self.choose(now, who, microbatch, &needs, &tried))
                 // All were asked: those who still can be are asked again.
-                .or_else(|| self.choose(now, who, microbatch, &refused));
+                .or_else(|| self.choose(now, who, microbatch, &needs, &refused));
             let (Some(to), Some(pipeline)) = (to, &mut self.pipeline) else { continue };
             let Some((sent, payload)) = pipeline.resend(index, to, now) else { continue };
             if let Some(from) = before.filter(|before| *before != to) {
@@ -429,7 +439,7 @@ impl Traffic {
             let refused = kept.refused_by.clone();
             let tried = kept.sent_to.iter().map(|(peer, _)| *peer).chain(refused.iter().copied()).collect();
             let again = before.filter(|peer| back(*peer) && sound(*peer));
-            due.push(Due { index, before, again, tried, refused });
+            due.push(Due { index, needs: kept.needs.clone(), before, again, tried, refused });
         }
         for (peer, waited) in lates {
             self.router.late(peer, waited);
