@@ -366,6 +366,7 @@ impl Coordinator {
             orphans: Vec::new(),
             drain: None,
             closing: None,
+            receipted_below: 0,
             refused: BTreeSet::new(),
             apart: BTreeMap::new(),
             told: Frontier::default(),

@@ -65,6 +65,8 @@ pub(crate) struct Running {
     pub(crate) closing: Option<Option<OuterStep>>,
     /// Stages in which two replicas cannot reach each other.
     pub(crate) apart: BTreeMap<StageId, Apart>,
+    /// The training index at the border of the last commit: what came back below it has been receipted by the next.
+    pub(crate) receipted_below: u64,
     /// Leases that their holders had no room for.
     pub(crate) refused: BTreeSet<MicrobatchId>,
     /// The frontier that members were told.

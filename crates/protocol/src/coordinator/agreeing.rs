@@ -79,7 +79,9 @@ impl Coordinator {
         if let Some(arbiter) = &mut running.arbiter {
             let below = arbiter_border(&self.agenda, arbiter.open());
             arbiter.stored(now, out);
-            running.find_missing(below);
+            // The receipts of what came back last may still be on their way; those of the outer step before are not.
+            let before = core::mem::replace(&mut running.receipted_below, below);
+            running.find_missing(before);
         }
         running.apart.clear();
         let since = running.committed_at.map_or(Span(0), |(at, _)| now.since(at));

@@ -206,14 +206,17 @@ impl Seat {
         }
     }
 
-    /// Wants the connections that the place needs. Of two replicas of a stage the earlier dials.
+    /// Wants the connections that the place needs. Of two replicas of a stage the earlier dials. A newcomer dials all: to who
+    /// was connected to its former process, that connection seems to stand for seconds yet.
     pub(crate) fn link(&self, who: &Identity, links: &mut Links, out: &mut Outbox) {
         let plan = self.traffic.plan();
         let Place { stage, replica } = self.place();
         let near = |place: Place| place.stage.0.abs_diff(stage.0) <= 1;
+        let arrives = plan.member(who.me).is_some_and(|member| member.enters >= NEVER);
         links.retain(|peer| peer == who.coordinator || plan.place_of(peer).is_some_and(near));
         for member in plan.members.iter().filter(|member| near(member.place) && member.peer != who.me) {
-            let dials = member.place.stage.0 == stage.0 + 1
+            let dials = arrives
+                || member.place.stage.0 == stage.0 + 1
                 || (member.place.stage == stage && member.place.replica > replica);
             links.want(member.peer, dials.then(|| member.address.clone()), out);
         }
