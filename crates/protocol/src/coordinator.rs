@@ -20,7 +20,7 @@ use crate::ledger::{Finality, Ledger};
 use crate::message::{HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX, Wait};
 use crate::paces::Paces;
 use crate::pipeline::lease_ahead;
-use crate::plan::{Candidate, Place, Plan, place};
+use crate::plan::{Candidate, Member, Place, Plan, place, place_resumed};
 use crate::port::{Action, Input, Outbox};
 use crate::rebalance::Rebalancer;
 use crate::roster::Roster;
@@ -162,7 +162,7 @@ impl Coordinator {
         let accepted = match message {
             Message::Join(join) => self.joined(now, from, join, out),
             Message::Ready { plan, holds } => self.ready(now, from, plan, holds, out),
-            Message::Present { .. } => self.present(now, from, out),
+            Message::Present { standing, .. } => self.present(now, from, standing, out),
             Message::Beat => self.beaten(from, out),
             Message::Leaving { notice } => self.leaving(now, from, notice, out),
             Message::Loss { microbatch, loss, .. } => self.loss(now, from, microbatch, loss, out),
@@ -226,13 +226,14 @@ impl Coordinator {
                 let Some(member) = plan.member(from) else {
                     return self.joined_as_spare(from, join, candidates_max, out);
                 };
-                let (place, plan) = (member.place, plan.clone());
-                let start = self.start_of(place);
+                let (member, plan) = (member.clone(), plan.clone());
+                self.joins.insert(from, join);
+                let start = self.start_of(&member);
                 out.send(from, Message::Placed { plan, start, frontier: Frontier::default() });
                 return Ok(());
             }
             Phase::Reviving { session, candidates, .. } => {
-                (candidates, PlanNumber(session.plan.number.0 + 1))
+                (candidates, PlanNumber(session.plan.number.0.saturating_add(1)))
             }
             Phase::Gathering { candidates, next } => (candidates, *next),
             Phase::Over => return Err(Refusal::PlanFull),
@@ -244,7 +245,15 @@ impl Coordinator {
         out.record(Event::Joined { peer: from, device, peak_flops });
         self.joins.insert(from, join);
         candidates.push(candidate);
-        let Some(plan) = place(next, self.me, stages, replicas, candidates) else {
+        let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();
+        let plan = match &self.durable.checkpoint {
+            Some(checkpoint) => {
+                let has = |candidate: &Candidate, at: Place| checkpoint.fit(at, held(candidate.peer));
+                place_resumed(next, self.me, (stages, replicas), candidates, has)
+            }
+            None => place(next, self.me, stages, replicas, candidates),
+        };
+        let Some(plan) = plan else {
             let ahead = candidates.len() as u32 - 1;
             out.send(from, Message::Waiting { ahead, why: Wait::AwaitsPeers });
             return Ok(());
@@ -281,17 +290,18 @@ impl Coordinator {
         let members = plan.members.iter().map(|m| (m.peer, m.place)).collect();
         out.record(Event::Planned { plan: plan.number, members });
         for member in &plan.members {
-            let start = self.start_of(member.place);
+            let start = self.start_of(member);
             let frontier = Frontier::default();
             out.send(member.peer, Message::Placed { plan: plan.clone(), start, frontier });
         }
         self.phase = Phase::Preparing { plan, ready: BTreeSet::new() };
     }
 
-    fn start_of(&self, place: Place) -> Start {
+    /// Says what a member starts from: the checkpoint of its place, or that of another replica, whichever it has.
+    fn start_of(&self, member: &Member) -> Start {
         let Some(checkpoint) = &self.durable.checkpoint else { return Start::Fresh };
-        let found = checkpoint.for_place(place);
-        let (of, digest) = found.expect("a durable checkpoint holds every stage of the run");
+        let held = self.joins.get(&member.peer).map(|join| &join.held[..]).unwrap_or_default();
+        let (of, digest) = checkpoint.for_place(member.place, held).expect("it holds every stage of the run");
         Start::Checkpoint { step: checkpoint.step, digest, of }
     }
 
@@ -310,7 +320,7 @@ impl Coordinator {
         };
         for member in &plan.members {
             ledger.seat(member);
-            if matches!(self.start_of(member.place), Start::Checkpoint { of, .. } if of == member.place) {
+            if matches!(self.start_of(member), Start::Checkpoint { of, .. } if of == member.place) {
                 ledger.reopen(member.seat);
             }
         }
@@ -449,7 +459,7 @@ impl Coordinator {
                     address: member.address.clone(),
                     stage: Some(member.place.stage),
                 });
-                let (candidates, next) = (candidates.collect(), PlanNumber(plan.number.0 + 1));
+                let (candidates, next) = (candidates.collect(), PlanNumber(plan.number.0.saturating_add(1)));
                 self.phase = Phase::Gathering { candidates, next };
             }
             Phase::Preparing { .. } | Phase::Over => {}

@@ -5,7 +5,8 @@
 use crate::agenda::Agenda;
 use crate::ids::{Digest, InnerStep, StageId};
 use crate::ledger::Ledger;
-use crate::plan::{Place, Plan};
+use crate::message::Held;
+use crate::plan::{Fit, Place, Plan};
 use crate::spec::RunSpec;
 use crate::sync::arbiter::Committed;
 use alloc::vec::Vec;
@@ -53,10 +54,27 @@ impl Checkpoint {
         self.step.0 <= spec.training.steps && stages.all(|stage| self.of_stage(stage).next().is_some())
     }
 
-    /// Returns the checkpoint that a place goes on from: its own, or that of another replica of its stage.
-    pub(crate) fn for_place(&self, place: Place) -> Option<(Place, Digest)> {
+    /// Returns the checkpoint that a place goes on from, of those that a peer has on its disk: its own, or that of another
+    /// replica of its stage. A peer that names none is taken to have its own.
+    pub(crate) fn for_place(&self, place: Place, held: &[Held]) -> Option<(Place, Digest)> {
         let own = self.digests.iter().find(|(at, _)| *at == place).copied();
-        own.or_else(|| self.of_stage(place.stage).next())
+        let there = |(at, digest): &(Place, Digest)| self.is_among(held, *at, *digest);
+        let on_disk = own.filter(there).or_else(|| self.of_stage(place.stage).find(there));
+        on_disk.or(own).or_else(|| self.of_stage(place.stage).next())
+    }
+
+    /// Says how well a peer fits a place by what it has on its disk.
+    pub(crate) fn fit(&self, place: Place, held: &[Held]) -> Fit {
+        let mut there = self.of_stage(place.stage).filter(|(at, digest)| self.is_among(held, *at, *digest));
+        match there.by_ref().map(|(at, _)| at == place).max() {
+            Some(true) => Fit::Own,
+            Some(false) => Fit::Stage,
+            None => Fit::Nothing,
+        }
+    }
+
+    fn is_among(&self, held: &[Held], place: Place, digest: Digest) -> bool {
+        held.iter().any(|held| held.place == place && held.step == self.step && held.digest == digest)
     }
 
     /// Lists the checkpoints of a stage's replicas.

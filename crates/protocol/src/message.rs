@@ -73,6 +73,8 @@ pub enum Message {
     Present {
         /// The plan it knows.
         plan: PlanNumber,
+        /// Whether it takes part.
+        standing: Presence,
     },
     /// Coordinator to members: who may be gone; they get no new work.
     Suspects(Vec<PeerId>),
@@ -199,6 +201,15 @@ pub struct Held {
     pub step: InnerStep,
     /// Digest of its contents.
     pub digest: Digest,
+}
+
+/// Whether a member that connects anew takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Presence {
+    /// It computes.
+    Works,
+    /// It waits for its state, or to be told to enter.
+    Waits,
 }
 
 /// Why a peer that asked for a place has none yet; the code is the variant's name.

@@ -81,6 +81,11 @@ impl Plan {
         self.members.iter().find(|m| m.place == place)
     }
 
+    /// Takes the number of a later plan.
+    pub fn renumber(&mut self) {
+        self.number = PlanNumber(self.number.0.saturating_add(1));
+    }
+
     /// Lists the replicas of a stage in replica order.
     pub fn replicas(&self, stage: StageId) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(move |m| m.place.stage == stage)
@@ -123,24 +128,79 @@ pub fn place(
             places.insert(free, candidate);
         }
     }
-    if places.len() < usize::from(stages) * usize::from(replicas) {
+    let whole = places.len() == usize::from(stages) * usize::from(replicas);
+    whole.then(|| plan_of(number, coordinator, (stages, replicas), places))
+}
+
+/// How well a peer fits a place of a run that is resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fit {
+    /// It has nothing of the stage.
+    Nothing,
+    /// It has the checkpoint of another replica of the stage.
+    Stage,
+    /// It has the place's own checkpoint.
+    Own,
+}
+
+/// Computes the plan of a run that is resumed, once as many peers are there as there are places and every stage is among what
+/// they have on their disks, else `None`.
+///
+/// Each gets the place whose checkpoint it has, if it can, or one in a stage of which it has another's. A place for which nobody
+/// has anything stays vacant: who is left over takes it under way, from the others. Where no peer names anything at all, they
+/// are placed as at the start.
+pub fn place_resumed(
+    number: PlanNumber,
+    coordinator: PeerId,
+    (stages, replicas): (u16, u16),
+    candidates: &[Candidate],
+    fit: impl Fn(&Candidate, Place) -> Fit,
+) -> Option<Plan> {
+    let all = || {
+        (0..replicas)
+            .flat_map(|replica| (0..stages).map(move |stage| (stage, replica)))
+            .map(|(stage, replica)| Place { stage: StageId(stage), replica: ReplicaId(replica) })
+    };
+    if candidates.len() < usize::from(stages) * usize::from(replicas) {
         return None;
     }
-    // Each plan that is made so gives seats of its own, also where the one before never began.
-    let first = number.0.saturating_sub(1) * u32::from(stages) * u32::from(replicas) + 1;
-    let members = places
-        .into_iter()
-        .zip(first..)
-        .map(|((place, c), seat)| Member {
-            peer: c.peer,
-            place,
-            address: c.address.clone(),
-            seat: SeatId(seat),
-            enters: InnerStep(0),
-            until: None,
-        })
-        .collect();
-    Some(Plan { number, coordinator, members, turns: Vec::new() })
+    if candidates.iter().all(|candidate| all().all(|place| fit(candidate, place) == Fit::Nothing)) {
+        return place(number, coordinator, stages, replicas, candidates);
+    }
+    let mut places: BTreeMap<Place, &Candidate> = BTreeMap::new();
+    for wanted in [Fit::Own, Fit::Stage] {
+        for candidate in candidates {
+            let wished = |place: &Place| candidate.stage.is_none_or(|stage| stage == place.stage);
+            let placed = places.values().any(|other| other.peer == candidate.peer);
+            let mut free = all().filter(|place| !placed && wished(place) && !places.contains_key(place));
+            if let Some(place) = free.find(|place| fit(candidate, *place) >= wanted) {
+                places.insert(place, candidate);
+            }
+        }
+    }
+    let held = (0..stages).all(|stage| places.keys().any(|place| place.stage == StageId(stage)));
+    held.then(|| plan_of(number, coordinator, (stages, replicas), places))
+}
+
+/// Makes the plan of an assignment. Each plan that is made so gives seats of its own, also where the one before never began.
+fn plan_of(
+    number: PlanNumber,
+    coordinator: PeerId,
+    (stages, replicas): (u16, u16),
+    places: BTreeMap<Place, &Candidate>,
+) -> Plan {
+    let places_of_all = u32::from(stages) * u32::from(replicas);
+    let first = number.0.saturating_sub(1).wrapping_mul(places_of_all).wrapping_add(1);
+    let member = |((place, candidate), at): ((Place, &Candidate), u32)| Member {
+        peer: candidate.peer,
+        place,
+        address: candidate.address.clone(),
+        seat: SeatId(first.wrapping_add(at)),
+        enters: InnerStep(0),
+        until: None,
+    };
+    let members = places.into_iter().zip(0..).map(member).collect();
+    Plan { number, coordinator, members, turns: Vec::new() }
 }
 
 #[cfg(test)]
@@ -166,6 +226,36 @@ mod tests {
     fn a_plan_waits_until_every_place_is_taken() {
         let asked = [candidate(1, None), candidate(2, Some(0)), candidate(3, Some(0))];
         assert_eq!(place(PlanNumber(1), PeerId([9; 32]), 3, 1, &asked), None);
+    }
+
+    #[test]
+    fn who_resumes_gets_the_place_whose_checkpoint_it_has_and_who_has_none_waits() {
+        let asked: Vec<_> = (1..=4).map(|id| candidate(id, None)).collect();
+        // Peer 4 has that of (1, 1), peer 2 that of (0, 0), peer 3 another's of stage 0; peer 1 has lost its disk.
+        let fit =
+            |candidate: &Candidate, place: Place| match (candidate.peer.0[0], place.stage.0, place.replica.0)
+            {
+                (4, 1, 1) | (2, 0, 0) => Fit::Own,
+                (4, 1, _) | (2, 0, _) | (3, 0, _) => Fit::Stage,
+                _ => Fit::Nothing,
+            };
+        let plan = place_resumed(PlanNumber(1), PeerId([9; 32]), (2, 2), &asked, fit).unwrap();
+        assert_eq!(stages_of(&plan), [(2, 0, 0), (3, 0, 1), (4, 1, 1)]);
+        assert_eq!(
+            place_resumed(PlanNumber(1), PeerId([9; 32]), (2, 2), &asked[..3], fit),
+            None,
+            "others may come"
+        );
+        let nobody = |_: &Candidate, _: Place| Fit::Nothing;
+        let plan = place_resumed(PlanNumber(1), PeerId([9; 32]), (2, 2), &asked, nobody).unwrap();
+        assert_eq!(plan.members.len(), 4, "nobody says anything");
+        let stage =
+            |_: &Candidate, place: Place| if place.stage == StageId(0) { Fit::Stage } else { Fit::Nothing };
+        assert_eq!(
+            place_resumed(PlanNumber(1), PeerId([9; 32]), (2, 2), &asked, stage),
+            None,
+            "stage 1 is nowhere"
+        );
     }
 
     #[test]

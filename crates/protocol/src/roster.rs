@@ -126,7 +126,7 @@ impl Roster {
 
     /// Gives the number of a new seat.
     pub(crate) fn next_seat(&mut self) -> u32 {
-        self.seats += 1;
+        self.seats = self.seats.saturating_add(1);
         self.seats
     }
 

@@ -222,8 +222,10 @@ impl Worker {
             }
             Phase::Seated(seat) => {
                 if coordinator {
-                    out.send(peer, Message::Present { plan: seat.plan_number() });
                     seat.repeat(&self.who, out);
+                    if let Some(by) = self.leave_by {
+                        out.send(peer, Message::Leaving { notice: by.since(now) });
+                    }
                 }
                 seat.connected(peer);
             }

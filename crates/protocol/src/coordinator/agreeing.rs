@@ -14,6 +14,10 @@ use crate::time::{Span, Time};
 use alloc::format;
 use alloc::vec::Vec;
 
+/// Outer steps on end that may end in disagreement without a replica that is alone with its vote: two replicas whose weights
+/// differ will never agree, and it cannot be said which of them is wrong.
+const SPLITS_MAX: u32 = 3;
+
 impl Coordinator {
     pub(super) fn replica_said(
         &mut self,
@@ -57,6 +61,8 @@ impl Coordinator {
         let Phase::Running(running) = &mut self.phase else { return };
         let Some(arbiter) = &mut running.arbiter else { return };
         let lost = arbiter.take_lost();
+        let alone = arbiter.take_alone();
+        let split = arbiter.split();
         let restored = arbiter.take_restored();
         if let Some(outer) = restored {
             running.closing = None;
@@ -66,6 +72,16 @@ impl Coordinator {
                     format!("replicas disagree on the gradient of step {}, tried again in vain", outer.0);
                 return self.finish(Outcome::Failed { reason }, out);
             }
+            if split >= SPLITS_MAX {
+                let outer = outer.0;
+                let reason = format!(
+                    "replicas have disagreed in {split} outer steps on end, up to outer step {outer}"
+                );
+                return self.finish(Outcome::Failed { reason }, out);
+            }
+        }
+        for peer in alone {
+            self.remove(now, peer, Removal::Excluded, out);
         }
         for peer in lost {
             self.remove(now, peer, Removal::Silent, out);

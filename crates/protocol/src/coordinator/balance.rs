@@ -59,7 +59,7 @@ impl Running {
         }
         self.turns_seen = seen;
         if changed {
-            self.plan.number.0 += 1;
+            self.plan.renumber();
             let settled = self.settled_steps();
             forget_old_turns(&mut self.plan, settled);
         }
@@ -83,7 +83,7 @@ impl Running {
             return false;
         }
         entry.until = Some(border);
-        self.plan.number.0 += 1;
+        self.plan.renumber();
         self.moving = Some((step.peer, step.to, now));
         true
     }

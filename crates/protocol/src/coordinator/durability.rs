@@ -22,6 +22,10 @@ impl Coordinator {
         let agenda = self.agenda;
         let durable = self.durable.step();
         let (running, place) = self.running_for(from, None)?;
+        if step == durable && step > InnerStep(0) {
+            // Said again on a connection made anew.
+            return Ok(());
+        }
         let expected = agenda.saves_at(step) || running.drain == Some(step);
         let reached = agenda.training_of(step).start <= running.leases.leased_below();
         if !expected || !reached || (step < durable) {

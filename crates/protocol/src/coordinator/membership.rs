@@ -130,8 +130,11 @@ impl Coordinator {
             return Ok(());
         }
         running.roster.leaves(from, now + notice);
+        if member.until.is_some() {
+            return Ok(());
+        }
         if let Some(until) = running.last_border(now, from, notice).filter(|_| !alone) {
-            running.plan.number.0 += 1;
+            running.plan.renumber();
             let entry = running.plan.members.iter_mut().find(|other| other.peer == from);
             if let Some(entry) = entry {
                 entry.until = Some(until);
@@ -231,7 +234,7 @@ impl Coordinator {
             );
             return self.finish(Outcome::Failed { reason }, out);
         }
-        running.plan.number.0 += 1;
+        running.plan.renumber();
         running.plan.members.retain(|other| other.peer != peer);
         running.roster.forget(peer);
         running.paces.retain(&running.plan);
@@ -384,7 +387,7 @@ impl Coordinator {
         running.ledger_stored.seat(&member);
         running.roster.watch(peer, now);
         running.roster.arrives(peer, start);
-        running.plan.number.0 += 1;
+        running.plan.renumber();
         running.plan.members.push(member);
         running.plan.members.sort_by_key(|member| member.place);
         let (plan, frontier) = (running.plan.clone(), running.told);
@@ -425,7 +428,7 @@ impl Coordinator {
                 (None, step, step)
             }
         };
-        running.plan.number.0 += 1;
+        running.plan.renumber();
         if let Some(entry) = running.plan.members.iter_mut().find(|other| other.peer == peer) {
             entry.enters = enters;
         }

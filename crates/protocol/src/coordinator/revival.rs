@@ -6,10 +6,10 @@ use crate::coordinator::{Coordinator, Phase};
 use crate::event::Event;
 use crate::ids::{InnerStep, MicrobatchId, PeerId, Split, StageId};
 use crate::lease::{HandedOut, Leases};
-use crate::message::{Message, Refusal, Removal};
+use crate::message::{Message, Presence, Refusal, Removal};
 use crate::pipeline::lease_ahead;
 use crate::port::{Action, Outbox};
-use crate::roster::Roster;
+use crate::roster::{self, Roster};
 use crate::route;
 use crate::running::Running;
 use crate::time::{Span, Time};
@@ -21,7 +21,13 @@ const CALL_AGAIN_WAIT: Span = Span::seconds(5);
 
 impl Coordinator {
     /// Hears a member that connected anew, and brings it up to date.
-    pub(super) fn present(&mut self, now: Time, from: PeerId, out: &mut Outbox) -> Result<(), Refusal> {
+    pub(super) fn present(
+        &mut self,
+        now: Time,
+        from: PeerId,
+        standing: Presence,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
         if let Phase::Reviving { session, .. } = &self.phase
             && session.plan.place_of(from).is_some()
         {
@@ -42,6 +48,12 @@ impl Coordinator {
         };
         if running.plan.place_of(from).is_none() {
             out.send(from, Message::Removed { why: Removal::Unknown });
+            return Ok(());
+        }
+        let entered = running.plan.member(from).is_some_and(roster::has_entered);
+        if entered && standing == Presence::Waits {
+            // That it was told to enter was lost, and the others have gone on since.
+            self.remove(now, from, Removal::Disconnected, out);
             return Ok(());
         }
         running.bring_up_to_date(from, out);

@@ -95,6 +95,10 @@ pub struct Arbiter {
     probe_at: Option<Time>,
     probing: Option<(Time, Time)>,
     lost: Vec<PeerId>,
+    /// Replicas that were alone with their vote when an outer step was called off.
+    alone: Vec<PeerId>,
+    /// Outer steps on end in which replicas disagreed and nobody was alone.
+    split: u32,
     restored: Option<OuterStep>,
 }
 
@@ -129,6 +133,8 @@ impl Arbiter {
             probe_at: None,
             probing: None,
             lost: Vec::new(),
+            alone: Vec::new(),
+            split: 0,
             restored: None,
         }
     }
@@ -201,6 +207,16 @@ impl Arbiter {
     /// Gives the replicas that were found lost, once.
     pub fn take_lost(&mut self) -> Vec<PeerId> {
         core::mem::take(&mut self.lost)
+    }
+
+    /// Gives the replicas that were alone with their vote, once: their weights are not those of the others.
+    pub fn take_alone(&mut self) -> Vec<PeerId> {
+        core::mem::take(&mut self.alone)
+    }
+
+    /// Returns how many outer steps on end replicas disagreed without anyone being alone.
+    pub fn split(&self) -> u32 {
+        self.split
     }
 
     /// Gives the outer step that was restored, once.
@@ -358,6 +374,9 @@ impl Arbiter {
             hopeless |= !self.advance_stage(now, stage, awaits_receipts, out);
         }
         if hopeless {
+            let disagreed = self.tables.values().any(|table| table.disagreement().is_some());
+            self.alone.extend(self.tables.values().flat_map(Table::minority));
+            self.split = if disagreed && self.alone.is_empty() { self.split + 1 } else { 0 };
             return self.restore(now, out);
         }
         let votes: Option<Vec<(StageId, Digest)>> =
@@ -473,6 +492,7 @@ impl Arbiter {
         if let Some(opened) = self.opened.filter(|_| !disturbed) {
             self.exchanges.learn(now.since(opened));
         }
+        self.split = 0;
         self.credit.committed(committed.outer);
         self.conclude(Verdict::Committed, took, &committed.digests, out);
         self.committed = Some(committed);

@@ -268,7 +268,21 @@ impl Table {
         }
         let first = current.votes.values().next()?;
         let differ = current.votes.values().any(|vote| vote != first);
-        differ.then_some(current.begin.reducers.len() as u16)
+        // With all votes in, it can be said who is alone with his.
+        let all = self.present().all(|(replica, _)| current.votes.contains_key(&replica));
+        (differ && all).then_some(current.begin.reducers.len() as u16)
+    }
+
+    /// Lists those whose vote is not that of more than half of all who voted; nobody where no vote has so many.
+    pub(crate) fn minority(&self) -> Vec<PeerId> {
+        let Some(current) = &self.current else { return Vec::new() };
+        let count = |vote: &Digest| current.votes.values().filter(|other| *other == vote).count();
+        let Some(most) = current.votes.values().find(|vote| 2 * count(vote) > current.votes.len()) else {
+            return Vec::new();
+        };
+        let alone =
+            self.present().filter(|(replica, _)| current.votes.get(replica).is_some_and(|vote| vote != most));
+        alone.map(|(_, peer)| peer).collect()
     }
 
     pub(crate) fn disagreed(&mut self) -> u16 {
@@ -503,6 +517,18 @@ mod tests {
         assert_eq!(seen, [(SeatId(0), InnerStep(7)), (SeatId(1), InnerStep(0))]);
         table.close();
         assert!(!table.counts_on(PeerId([1; 32])) && table.replica_of(PeerId([1; 32])).is_none());
+    }
+
+    #[test]
+    fn who_is_alone_with_his_vote_is_known_when_all_have_voted() {
+        let other = Digest([2; 32]);
+        let mut table = table(3);
+        let attempt = begin(&mut table).round.attempt;
+        table.vote(attempt, ReplicaId(0), X, &[]);
+        table.vote(attempt, ReplicaId(2), other, &[]);
+        assert_eq!((table.disagreement(), table.minority()), (None, Vec::new()));
+        table.vote(attempt, ReplicaId(1), other, &[]);
+        assert_eq!((table.disagreement(), table.minority()), (Some(3), vec![PeerId([1; 32])]));
     }
 
     #[test]

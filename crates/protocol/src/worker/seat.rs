@@ -6,7 +6,7 @@
 use crate::event::{Event, TaskKind};
 use crate::homes::Homes;
 use crate::ids::{Digest, InnerStep, OuterStep, PeerId, PlanNumber, SeatId, StageId};
-use crate::message::{Message, Refusal, Start, StepReport};
+use crate::message::{Message, Presence, Refusal, Start, StepReport};
 use crate::pipeline::{Pipeline, Task};
 use crate::plan::{self, Place, Plan};
 use crate::port::{Action, Outbox, StoreItem, Took};
@@ -501,7 +501,7 @@ impl Seat {
         out.record(Event::Computed { task: TaskKind::Save, microbatch: None, took: took.total });
         out.record(Event::Saved { step, digest });
         self.traffic.say_receipts(who, out);
-        out.send(who.coordinator, Message::Checkpointed { step, digest, took: took.total });
+        self.traffic.say_saved(who, (step, digest), took.total, out);
         if self.member.is_none() {
             self.traffic.turn_words();
         }
@@ -509,6 +509,11 @@ impl Seat {
 
     /// Says again all that a coordinator may have missed or forgotten.
     pub(crate) fn repeat(&mut self, who: &Identity, out: &mut Outbox) {
+        let standing = match self.standing {
+            Standing::Working => Presence::Works,
+            Standing::Fetching | Standing::Loading | Standing::Loaded | Standing::Ready => Presence::Waits,
+        };
+        out.send(who.coordinator, Message::Present { plan: self.plan_number(), standing });
         match self.standing {
             Standing::Ready | Standing::Working => {
                 let (plan, holds) = (self.placed_by, self.holds);

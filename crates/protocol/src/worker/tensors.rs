@@ -5,7 +5,7 @@
 
 use crate::event::Event;
 use crate::homes::Homes;
-use crate::ids::{Attempt, InnerStep, MicrobatchId, PeerId, SeatId, Split, StageId};
+use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, SeatId, Split, StageId};
 use crate::message::{Message, Refusal, StepReport, Tensor};
 use crate::pipeline::kept::{Asker, Sent};
 use crate::pipeline::{Offered, Pipeline};
@@ -536,6 +536,17 @@ impl Traffic {
     pub(crate) fn say_report(&mut self, who: &Identity, report: StepReport, out: &mut Outbox) {
         self.words.report(report);
         out.send(who.coordinator, Message::Stepped(report));
+    }
+
+    pub(crate) fn say_saved(
+        &mut self,
+        who: &Identity,
+        (step, digest): (InnerStep, Digest),
+        took: Span,
+        out: &mut Outbox,
+    ) {
+        self.words.saved(step, digest, took);
+        out.send(who.coordinator, Message::Checkpointed { step, digest, took });
     }
 
     pub(crate) fn turn_words(&mut self) {

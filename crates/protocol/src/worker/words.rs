@@ -2,10 +2,11 @@
 //!
 //! Owns those words and their end. Knows nothing of what they mean to the coordinator.
 
-use crate::ids::{Attempt, InnerStep, MicrobatchId, PeerId};
+use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId};
 use crate::message::{Message, StepReport};
 use crate::port::Outbox;
 use crate::receipt::Receipt;
+use crate::time::Span;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -23,6 +24,8 @@ struct Page {
 pub(super) struct Words {
     present: Page,
     before: Page,
+    /// The last checkpoint that was written.
+    saved: Option<(InnerStep, Digest, Span)>,
 }
 
 impl Words {
@@ -46,6 +49,11 @@ impl Words {
         self.present.reports.push(report);
     }
 
+    /// Notes a checkpoint.
+    pub(super) fn saved(&mut self, step: InnerStep, digest: Digest, took: Span) {
+        self.saved = Some((step, digest, took));
+    }
+
     /// Turns the page, when a commit or a checkpoint is behind the replica.
     pub(super) fn turn(&mut self) {
         self.before = core::mem::take(&mut self.present);
@@ -66,6 +74,9 @@ impl Words {
             for report in &page.reports {
                 out.send(to, Message::Stepped(*report));
             }
+        }
+        if let Some((step, digest, took)) = self.saved {
+            out.send(to, Message::Checkpointed { step, digest, took });
         }
     }
 }
@@ -91,5 +102,8 @@ mod tests {
         assert_eq!(said(&words), 3);
         words.turn();
         assert_eq!(said(&words), 1);
+        words.saved(InnerStep(2), Digest([1; 32]), Span(3));
+        (0..3).for_each(|_| words.turn());
+        assert_eq!(said(&words), 1, "a checkpoint counts until the next");
     }
 }
