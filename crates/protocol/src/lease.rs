@@ -349,6 +349,11 @@ impl Leases {
         self.out.contains_key(&MicrobatchId::train(index))
     }
 
+    /// Returns whether a training microbatch is out for the first time.
+    pub fn is_first_try(&self, index: u64) -> bool {
+        self.out.get(&MicrobatchId::train(index)).is_some_and(|lease| lease.attempt == Attempt(0))
+    }
+
     /// Returns the training microbatches that came back through the whole pipeline at least once.
     pub fn settled(&self) -> &IndexSet {
         &self.settled_train

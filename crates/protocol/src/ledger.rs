@@ -416,13 +416,13 @@ impl Ledger {
         page.is_some_and(|page| page.held.contains(index) || page.open.contains_key(&index))
     }
 
-    /// Returns whether receipts may still be on their way for a stage's work below an index: something came back through
-    /// the whole pipeline, is not credited, and is not going to be done again.
-    pub fn awaits_receipts(&self, stage: StageId, below: u64, settled: &IndexSet) -> bool {
+    /// Returns whether credit may still be on its way for a stage's work below an index: `comes` says what is on its first way
+    /// through the pipeline, or has come back; what is to be done again is not waited for.
+    pub fn awaits_credit(&self, stage: StageId, below: u64, comes: impl Fn(u64) -> bool) -> bool {
         let Some(page) = self.pages.get(usize::from(stage.0)) else { return false };
-        page.held.missing_below(below.min(settled.watermark())).any(|index| {
+        page.held.missing_below(below).any(|index| {
             let redone = self.redo.get(&index).is_some_and(|stages| stages.contains(&stage));
-            !page.open.contains_key(&index) && !redone
+            !page.open.contains_key(&index) && !redone && comes(index)
         })
     }
 

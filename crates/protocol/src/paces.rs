@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 const SMOOTHING: u64 = 8;
 
 /// Microbatches that must have been measured before a pace counts.
-const MEASURED_MIN: u64 = 8;
+const MEASURED_MIN: u64 = 64;
 
 /// The unit of work, so that a part of a microbatch still counts when old ones fade.
 const WORK_ONE: u64 = 1 << 20;
@@ -24,7 +24,7 @@ const WORK_ONE: u64 = 1 << 20;
 const TURNS_PER_REPLICA: usize = 4;
 
 /// How much faster than under the present turns a stage must be for other ones: less is noise.
-const GAIN: (u64, u64) = (4, 3);
+const GAIN: (u64, u64) = (3, 2);
 
 /// Work done, and the time it took, both fading.
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,7 +134,7 @@ mod tests {
 
     fn paces(millis: [u64; 3]) -> Paces {
         let mut paces = Paces::default();
-        for _ in 0..4 {
+        for _ in 0..16 {
             for (replica, millis) in (0..).zip(millis) {
                 let report = StepReport {
                     microbatches: 4,

@@ -88,8 +88,16 @@ fn coordinator(spec: RunSpec) -> Node {
 }
 
 fn worker(spec: RunSpec, seed: u8) -> Node {
-    let join = Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0 };
-    Node::worker(WorkerConfig { spec, key: key(seed), coordinator: id(0), join })
+    let held = Vec::new();
+    let join = Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0, held };
+    Node::worker(WorkerConfig {
+        spec,
+        key: key(seed),
+        coordinator: id(0),
+        coordinator_address: Bytes::new(),
+        coordinator_wait: Span(0),
+        join,
+    })
 }
 
 /// Bytes of a shard, which are all 0: what the fuzzer sends beside a header is what was offered.
@@ -106,8 +114,8 @@ struct Replicas {
     now: Time,
 }
 
-/// Cuts the bytes into messages about outer steps (sender, receiver, inputs before it, length, the message behind the
-/// mark that makes it one) and puts them into a run.
+/// Cuts the bytes into messages (sender, receiver, inputs before it, length, the message: one about an outer step, behind the
+/// mark that makes it one, or any) and puts them into a run.
 fn replicas(mut bytes: &[u8]) {
     let mut run = Replicas::new();
     let mark = encode(&Message::Sync(Say::Alive { outer: OuterStep(0) })).header[2];
@@ -159,7 +167,15 @@ impl Replicas {
                 let to = (0..4).find(|at| id(*at) == to)?;
                 return Some((usize::from(to), Input::Received { from: id(index as u8), message }));
             }
-            Action::Load { .. } => Input::Loaded { step: InnerStep(0), took },
+            Action::Load { .. } | Action::Import { .. } => {
+                self.queue.retain(|(to, input)| *to != index || !computed(input));
+                Input::Loaded { step: InnerStep(0), took }
+            }
+            Action::Export { outer } => {
+                let blob = || Blob::new(Bytes::from(vec![0; SHARD_BYTES]));
+                Input::Exported { outer, agreed: blob(), own: blob(), took }
+            }
+            Action::Enter { .. } => return None,
             Action::Forward { microbatch, .. } => {
                 Input::Forwarded { microbatch, output: Output::Loss(1.0), took }
             }
@@ -171,7 +187,9 @@ impl Replicas {
             Action::Store(StoreItem::Checkpoint { step }) => {
                 Input::Stored { item: StoredItem::Checkpoint { step, digest: Digest([0; 32]) }, took }
             }
-            Action::Store(StoreItem::Coordinator(_)) => Input::Stored { item: StoredItem::Coordinator, took },
+            Action::Store(StoreItem::Coordinator { .. }) => {
+                Input::Stored { item: StoredItem::Coordinator, took }
+            }
             Action::Record(_) => return None,
             Action::Finish(_) => {
                 self.over[index] = true;
@@ -182,11 +200,25 @@ impl Replicas {
     }
 }
 
+/// Returns whether an input answers something that is not answered any more when another stage is taken hold of.
+fn computed(input: &Input) -> bool {
+    matches!(
+        input,
+        Input::Loaded { .. }
+            | Input::Exported { .. }
+            | Input::Forwarded { .. }
+            | Input::Backwarded { .. }
+            | Input::Stepped { .. }
+            | Input::Sync(_)
+            | Input::Stored { .. }
+    )
+}
+
 fn done(task: SyncTask) -> SyncDone {
     let took = Span(5);
     let blob = || Blob::new(Bytes::from(vec![0; SHARD_BYTES]));
     match task {
-        SyncTask::Snapshot { outer } => SyncDone::Snapshotted { outer, took },
+        SyncTask::Snapshot { outer, .. } => SyncDone::Snapshotted { outer, took },
         SyncTask::Encode { outer, shares } => {
             let shards = shares.iter().map(|_| blob()).collect();
             SyncDone::Encoded { outer, shares, shards, took }

@@ -37,7 +37,8 @@ impl Coordinator {
         let Some(arbiter) = &mut running.arbiter else { return };
         let below = arbiter_border(&self.agenda, arbiter.open());
         let (ledger, leases) = (&running.ledger, &running.leases);
-        let awaits = |stage: StageId| ledger.awaits_receipts(stage, below, leases.settled());
+        let comes = |index: u64| leases.settled().contains(index) || leases.is_first_try(index);
+        let awaits = |stage: StageId| ledger.awaits_credit(stage, below, comes);
         arbiter.advance(now, &awaits, out);
         if let Some(committed) = arbiter.take_store() {
             let contributions = arbiter.contributions();

@@ -145,9 +145,8 @@ fn what_came_back_without_credit_is_found_and_done_again() {
         settled.insert(index);
     }
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0)])).unwrap();
-    assert!(
-        ledger.awaits_receipts(StageId(1), 2, &settled) && !ledger.awaits_receipts(StageId(1), 1, &settled)
-    );
+    let comes = |index: u64| settled.contains(index);
+    assert!(ledger.awaits_credit(StageId(1), 2, comes) && !ledger.awaits_credit(StageId(1), 1, comes));
     assert_eq!(ledger.find_missing(4, &settled, |index| index == 3), 2, "3 is under way, 2 never came back");
     let all = take_redo(&mut ledger);
     let only = |stages: &[u16]| Needs::Only(stages.iter().copied().map(StageId).collect());

@@ -94,6 +94,10 @@ pub(crate) fn check_plan(who: &Identity, plan: &Plan, place: Place, start: Start
     if begins && next.0 < stages && plan.replicas(next).next().is_none() {
         return Err(Refusal::StageEmpty { stage: next });
     }
+    if begins && matches!(start, Start::Replicas { .. }) {
+        // At the start nobody has anything that others could send.
+        return Err(Refusal::NotYours { peer: who.coordinator });
+    }
     let step = step_of(start);
     let steps = who.agenda.steps();
     if step > steps { Err(Refusal::StepBeyond { step, steps }) } else { Ok(()) }

@@ -111,6 +111,12 @@ fn votes_and_claims_of_an_older_try_are_ignored() {
     court.reach_all(0);
     court.vote(0, 0, round(0, 1), X);
     court.vote(0, 1, round(0, 1), Y);
+    assert_eq!(
+        court.arbiter.round(StageId(0)),
+        Some(round(0, 1)),
+        "who is alone is known with the last vote"
+    );
+    court.vote(0, 2, round(0, 1), Y);
     assert_eq!(court.arbiter.round(StageId(0)), Some(round(0, 2)));
     for replica in 0..3 {
         court.vote(0, replica, round(0, 1), Y);
@@ -245,6 +251,7 @@ fn who_is_flawed_neither_contributes_nor_reduces() {
 #[test]
 fn weights_are_what_others_receipted() {
     let mut court = Court::new(1, 3, Weighing::Receipts);
+    court.awaits_receipts = true;
     court.reach_all(0);
     assert_eq!(court.said(), [], "the receipts are not in");
     let credits = (0..16).map(|_| 0).chain((0..8).map(|_| 2));
@@ -253,6 +260,7 @@ fn weights_are_what_others_receipted() {
         assert_eq!(court.said(), []);
         court.arbiter.credit(InnerStep(1), place(0, replica));
     }
+    court.awaits_receipts = false;
     court.advance();
     let begin = court.begun();
     assert_eq!(begin.contributors, [(ReplicaId(0), 16), (ReplicaId(2), 8)], "none for replica 1");
@@ -262,6 +270,7 @@ fn weights_are_what_others_receipted() {
 #[test]
 fn receipts_that_do_not_come_are_not_waited_for_for_ever() {
     let mut court = Court::new(1, 2, Weighing::Receipts);
+    court.awaits_receipts = true;
     court.reach_all(0);
     court.arbiter.credit(InnerStep(0), place(0, 1));
     let deadline = court.arbiter.deadline().expect("somebody is waited for");
@@ -270,6 +279,7 @@ fn receipts_that_do_not_come_are_not_waited_for_for_ever() {
     court.wait(Span(1));
     assert_eq!(court.begun().contributors, [(ReplicaId(1), 1)]);
     let mut none = Court::new(1, 2, Weighing::Receipts);
+    none.awaits_receipts = true;
     none.reach_all(0);
     none.wait(Span::seconds(40));
     assert_eq!(

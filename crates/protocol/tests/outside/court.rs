@@ -3,7 +3,9 @@
 use std::mem::take;
 use trestle_protocol::agenda::Agenda;
 use trestle_protocol::event::{Event, OuterSummary};
-use trestle_protocol::ids::{Attempt, Digest, InnerStep, OuterStep, PeerId, PlanNumber, ReplicaId, StageId};
+use trestle_protocol::ids::{
+    Attempt, Digest, InnerStep, OuterStep, PeerId, PlanNumber, ReplicaId, SeatId, StageId,
+};
 use trestle_protocol::message::{Message, Refusal};
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::port::{Action, Outbox};
@@ -36,8 +38,12 @@ pub(crate) fn plan(stages: u16, replicas: u16) -> Plan {
         peer: peer(stage, replica),
         place: place(stage, replica),
         address: bytes::Bytes::new(),
+        seat: SeatId(u32::from(stage * replicas + replica) + 1),
+        enters: InnerStep(0),
+        until: None,
     });
-    Plan { number: PlanNumber(1), coordinator: PeerId([0; 32]), members: members.collect() }
+    let (coordinator, members) = (PeerId([0; 32]), members.collect());
+    Plan { number: PlanNumber(1), coordinator, members, turns: Vec::new() }
 }
 
 pub(crate) fn round(outer: u64, attempt: u16) -> Round {
@@ -53,6 +59,8 @@ pub(crate) struct Court {
     pub(crate) arbiter: Arbiter,
     pub(crate) now: Time,
     pub(crate) events: Vec<Event>,
+    /// Whether receipts are still to come.
+    pub(crate) awaits_receipts: bool,
     members: Vec<(u16, u16)>,
     out: Outbox,
     said: Vec<(PeerId, Say)>,
@@ -78,6 +86,7 @@ impl Court {
             arbiter: Arbiter::new(config, &plan(stages, replicas), InnerStep(0), committed),
             now: Time(0),
             events: Vec::new(),
+            awaits_receipts: false,
             members: (0..stages)
                 .flat_map(|stage| (0..replicas).map(move |replica| (stage, replica)))
                 .collect(),
@@ -110,7 +119,8 @@ impl Court {
     }
 
     pub(crate) fn advance(&mut self) {
-        self.arbiter.advance(self.now, &mut self.out);
+        let awaits = self.awaits_receipts;
+        self.arbiter.advance(self.now, &|_| awaits, &mut self.out);
         self.drain();
     }
 

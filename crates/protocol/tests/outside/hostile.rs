@@ -13,13 +13,14 @@ use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::durable::StateError;
 use trestle_protocol::event::{Event, Verdict};
 use trestle_protocol::ids::{Attempt, InnerStep};
-use trestle_protocol::message::{Message, Outcome};
+use trestle_protocol::message::{Message, Outcome, Removal};
 use trestle_protocol::node::Node;
 use trestle_protocol::spec::sync::{OuterRule, SyncSpec};
 use trestle_protocol::spec::{RunSpec, Schedule};
+use trestle_protocol::time::Span;
 
-/// Deadlines through which a disturbed run is driven on: beyond the waits for an exchange, for answers, and for leases.
-const DEADLINES: usize = 60;
+/// How long a disturbed run is driven on: beyond the waits for an exchange, for answers, for silence, and for leases.
+const AFTERMATH: Span = Span::seconds(90);
 
 /// A message fired at a node.
 #[derive(Clone, Debug)]
@@ -140,7 +141,7 @@ fn fire(scene: Scene) -> Swarm {
             break;
         }
     }
-    swarm.run_through(DEADLINES);
+    swarm.run_for(AFTERMATH);
     swarm
 }
 
@@ -180,8 +181,8 @@ fn check_undisturbed(swarm: &Swarm, spec: &RunSpec) -> Result<(), TestCaseError>
 
 /// Lists the workers that others have left behind.
 fn left_behind(swarm: &Swarm) -> Vec<usize> {
-    let left = |ended: &Option<Outcome>| matches!(ended, Some(Outcome::Failed { reason }) if reason.starts_with("the other replicas went on"));
-    (1..swarm.ended.len()).filter(|index| left(&swarm.ended[*index])).collect()
+    let left = |event: &Event| matches!(event, Event::Removed { why: Removal::Excluded, .. });
+    (1..swarm.ended.len()).filter(|index| swarm.events[*index].iter().any(left)).collect()
 }
 
 #[test]
@@ -301,7 +302,7 @@ proptest! {
         match Node::coordinator(config, Some(&state)) {
             Err(StateError::Unreadable { bytes }) => prop_assert_eq!(bytes, state.len()),
             Err(_) => {}
-            Ok(_) => Swarm::new(spec.clone(), Some(&state)).run_through(DEADLINES),
+            Ok(_) => Swarm::new(spec.clone(), Some(&state)).run_for(AFTERMATH),
         }
     }
 

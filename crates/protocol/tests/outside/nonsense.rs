@@ -1,11 +1,13 @@
 //! Strategies for everything that can come over the wire: messages, handshakes, run specs, with numbers that are sometimes
 //! near what a small run expects and sometimes anything.
 
+pub(crate) mod churn;
 pub(crate) mod numbers;
 pub(crate) mod sync;
 
+use crate::nonsense::churn::{frontier, held, needs, removal, start, state, trained, wait};
 use crate::nonsense::numbers::{
-    attempt, digest, microbatch, number, plan_number, small_bytes, span, stage, step,
+    attempt, digest, microbatch, number, outer, plan_number, replica, seat, small_bytes, span, stage, step,
 };
 use crate::nonsense::sync::{say, sync_spec};
 use crate::swarm::{keys, peer, spec};
@@ -19,8 +21,10 @@ use proptest::test_runner::TestRunner;
 use std::collections::BTreeSet;
 use trestle_protocol::handshake::{Hello, Mismatch, Welcome};
 use trestle_protocol::ids::{Digest, PeerId, ReplicaId, WeightVersion};
-use trestle_protocol::message::{Join, Message, Outcome, Refusal, Start, StepReport, Tensor};
-use trestle_protocol::plan::{Member, Place, Plan};
+use trestle_protocol::message::{
+    HELD_MAX, Join, LEASE_MICROBATCHES_MAX, Message, Outcome, Presence, Refusal, StepReport, Tensor,
+};
+use trestle_protocol::plan::{Member, Place, Plan, Turns};
 use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
 use trestle_protocol::spec::{
     BoundaryForm, BoundarySpec, CheckpointSpec, DataSource, DataSpec, Decay, Difference, Dtype,
@@ -53,34 +57,73 @@ impl World {
     /// Any message.
     pub(crate) fn message(&self) -> BoxedStrategy<Message> {
         prop_oneof![
-            join().prop_map(Message::Join),
-            (self.plan(), start()).prop_map(|(plan, start)| Message::Placed { plan, start }),
-            plan_number().prop_map(|plan| Message::Ready { plan }),
-            (vec(microbatch(), 0..6), attempt(), span()).prop_map(|(microbatches, attempt, expires_in)| {
-                Message::Lease { microbatches, attempt, expires_in }
-            }),
+            self.of_coordinators(),
+            self.of_members(),
             self.tensor().prop_map(Message::Activation),
             self.tensor().prop_map(Message::Gradient),
+            microbatch().prop_map(|microbatch| Message::Diverted { microbatch }),
+            state().prop_map(Message::State),
+            say().prop_map(Message::Sync),
+            self.refusal().prop_map(Message::Refused),
+        ]
+        .boxed()
+    }
+
+    /// What a coordinator says.
+    pub(crate) fn of_coordinators(&self) -> BoxedStrategy<Message> {
+        let microbatches =
+            prop_oneof![8 => vec(microbatch(), 0..6), 1 => vec(microbatch(), LEASE_MICROBATCHES_MAX + 1)];
+        prop_oneof![
+            (any::<u32>(), wait()).prop_map(|(ahead, why)| Message::Waiting { ahead, why }),
+            (self.plan(), start(), frontier()).prop_map(|(plan, start, frontier)| Message::Placed {
+                plan,
+                start,
+                frontier
+            }),
+            (self.plan(), step())
+                .prop_map(|(plan, disturbed_below)| Message::Roster { plan, disturbed_below }),
+            (option::of(outer()), step()).prop_map(|(outer, step)| Message::Enter { outer, step }),
+            vec(self.peer_ids(), 0..5).prop_map(Message::Suspects),
+            frontier().prop_map(Message::Frontier),
+            option::of(outer()).prop_map(|outer| Message::Close { outer }),
+            removal().prop_map(|why| Message::Removed { why }),
+            (microbatches, attempt(), needs(), span()).prop_map(
+                |(microbatches, attempt, needs, expires_in)| {
+                    Message::Lease { microbatches, attempt, needs, expires_in }
+                }
+            ),
+            step().prop_map(|border| Message::Drain { border }),
+            outcome().prop_map(|outcome| Message::Finish { outcome }),
+        ]
+        .boxed()
+    }
+
+    /// What a member tells its coordinator.
+    fn of_members(&self) -> BoxedStrategy<Message> {
+        prop_oneof![
+            join().prop_map(Message::Join),
+            (plan_number(), option::of(outer())).prop_map(|(plan, holds)| Message::Ready { plan, holds }),
+            Just(Message::Beat),
+            (plan_number(), prop_oneof![Just(Presence::Works), Just(Presence::Waits)])
+                .prop_map(|(plan, standing)| Message::Present { plan, standing }),
+            span().prop_map(|notice| Message::Leaving { notice }),
             (microbatch(), attempt(), any::<f32>()).prop_map(|(microbatch, attempt, loss)| Message::Loss {
                 microbatch,
                 attempt,
                 loss
             }),
-            (microbatch(), attempt())
-                .prop_map(|(microbatch, attempt)| Message::Settled { microbatch, attempt }),
+            (microbatch(), attempt(), option::of(step())).prop_map(|(microbatch, attempt, trained)| {
+                Message::Settled { microbatch, attempt, trained }
+            }),
             vec(self.receipt(), 0..3).prop_map(Message::Receipts),
-            say().prop_map(Message::Sync),
             report().prop_map(Message::Stepped),
             (step(), digest(), span()).prop_map(|(step, digest, took)| Message::Checkpointed {
                 step,
                 digest,
                 took
             }),
-            step().prop_map(|border| Message::Drain { border }),
-            outcome().prop_map(|outcome| Message::Finish { outcome }),
             (self.peer_ids(), ".{0,30}").prop_map(|(peer, reason)| Message::PeerLost { peer, reason }),
             ".{0,30}".prop_map(|reason| Message::Failed { reason }),
-            self.refusal().prop_map(Message::Refused),
         ]
         .boxed()
     }
@@ -88,12 +131,14 @@ impl World {
     fn tensor(&self) -> BoxedStrategy<Tensor> {
         let right = self.boundary_bytes;
         let sizes = prop_oneof![6 => Just(right), 1 => Just(0), 1 => Just(right + 1), 1 => Just(right / 2)];
-        (microbatch(), attempt(), stage(), number(4), sizes)
-            .prop_map(|(microbatch, attempt, stage, version, size)| Tensor {
+        (microbatch(), attempt(), stage(), number(4), needs(), option::of(step()), sizes)
+            .prop_map(|(microbatch, attempt, stage, version, needs, trained, size)| Tensor {
                 microbatch,
                 attempt,
                 stage,
                 version: WeightVersion(version),
+                needs,
+                trained,
                 payload: Bytes::from(vec![0; size]),
             })
             .boxed()
@@ -104,30 +149,42 @@ impl World {
         let world = self.clone();
         let run = prop_oneof![6 => Just(self.run), 1 => digest()];
         let signer = 0..self.keys.len();
-        let signed = (run.clone(), stage(), self.peer_ids(), signer, vec(number(12), 0..5)).prop_map(
-            move |(run, stage, worker, signer, microbatches)| {
+        let statement = (run, stage(), self.peer_ids(), seat(), vec(trained(), 0..5));
+        let signed = (statement.clone(), signer).prop_map(
+            move |((run, stage, worker, seat, microbatches), signer)| {
                 let by = world.peers[signer];
-                Receipt::sign(Statement { run, stage, worker, by, microbatches }, &world.keys[signer])
+                let statement = Statement { run, stage, worker, seat, by, microbatches };
+                Receipt::sign(statement, &world.keys[signer])
             },
         );
-        let forged =
-            (run, stage(), self.peer_ids(), self.peer_ids(), vec(number(12), 0..5), vec(any::<u8>(), 0..70))
-                .prop_map(|(run, stage, worker, by, microbatches, signature)| {
-                    forge(Statement { run, stage, worker, by, microbatches }, signature)
-                });
+        let forged = (statement, self.peer_ids(), vec(any::<u8>(), 0..70)).prop_map(
+            |((run, stage, worker, seat, microbatches), by, signature)| {
+                forge(Statement { run, stage, worker, seat, by, microbatches }, signature)
+            },
+        );
         prop_oneof![3 => signed, 1 => forged].boxed()
     }
 
     fn plan(&self) -> BoxedStrategy<Plan> {
-        let member = (self.peer_ids(), stage(), any::<u16>(), small_bytes()).prop_map(
-            |(peer, stage, replica, address)| Member {
+        let place = (stage(), any::<u16>())
+            .prop_map(|(stage, replica)| Place { stage, replica: ReplicaId(replica % 3) });
+        let member = (self.peer_ids(), place, small_bytes(), seat(), step(), option::of(step())).prop_map(
+            |(peer, place, address, seat, enters, until)| Member {
                 peer,
-                place: Place { stage, replica: ReplicaId(replica % 3) },
+                place,
                 address,
+                seat,
+                enters,
+                until,
             },
         );
-        (plan_number(), self.peer_ids(), vec(member, 0..6))
-            .prop_map(|(number, coordinator, members)| Plan { number, coordinator, members })
+        let turns = (stage(), step(), vec(replica(), 0..5)).prop_map(|(stage, from, pattern)| Turns {
+            stage,
+            from,
+            pattern,
+        });
+        (plan_number(), self.peer_ids(), vec(member, 0..6), vec(turns, 0..3))
+            .prop_map(|(number, coordinator, members, turns)| Plan { number, coordinator, members, turns })
             .boxed()
     }
 
@@ -152,6 +209,13 @@ impl World {
             microbatch().prop_map(|microbatch| Refusal::NotDue { microbatch }),
             microbatch().prop_map(|microbatch| Refusal::NotOwed { microbatch }),
             microbatch().prop_map(|microbatch| Refusal::Busy { microbatch }),
+            microbatch().prop_map(|microbatch| Refusal::Leaves { microbatch }),
+            outer().prop_map(|outer| Refusal::NoState { outer }),
+            (".{0,20}", any::<u64>(), any::<u64>()).prop_map(|(field, got, max)| Refusal::TooMany {
+                field,
+                got,
+                max
+            }),
             microbatch().prop_map(|microbatch| Refusal::LossNotFinite { microbatch }),
             prop::sample::select(RECEIPT_ERRORS.to_vec()).prop_map(Refusal::Receipt),
             (plan_number(), plan_number()).prop_map(|(got, current)| Refusal::StalePlan { got, current }),
@@ -165,7 +229,8 @@ impl World {
     }
 }
 
-const RECEIPT_ERRORS: [ReceiptError; 7] = [
+const RECEIPT_ERRORS: [ReceiptError; 8] = [
+    ReceiptError::OldSeat,
     ReceiptError::Signature,
     ReceiptError::Run,
     ReceiptError::OwnWork,
@@ -181,29 +246,33 @@ fn forge(statement: Statement, signature: Vec<u8>) -> Receipt {
     postcard::from_bytes(&bytes).expect("a receipt is a statement and a signature")
 }
 
-fn start() -> BoxedStrategy<Start> {
-    let checkpoint = (step(), digest()).prop_map(|(step, digest)| Start::Checkpoint { step, digest });
-    prop_oneof![2 => Just(Start::Fresh), 1 => checkpoint].boxed()
-}
-
 fn join() -> BoxedStrategy<Join> {
-    (small_bytes(), option::of(stage()), ".{0,30}", any::<u64>())
-        .prop_map(|(address, stage, device, peak_flops)| Join { address, stage, device, peak_flops })
+    let held = prop_oneof![8 => vec(held(), 0..4), 1 => vec(held(), HELD_MAX..HELD_MAX + 2)];
+    (small_bytes(), option::of(stage()), ".{0,30}", any::<u64>(), held)
+        .prop_map(|(address, stage, device, peak_flops, held)| Join {
+            address,
+            stage,
+            device,
+            peak_flops,
+            held,
+        })
         .boxed()
 }
 
 fn report() -> BoxedStrategy<StepReport> {
-    (step(), any::<(f64, f64)>(), any::<[u64; 7]>())
+    (step(), any::<(f64, f64)>(), any::<u32>(), any::<[u64; 7]>())
         .prop_map(
             |(
                 step,
                 (gradient_norm, learning_rate),
+                microbatches,
                 [compute, serialise, sync, lost, wall, wire_bytes, staleness],
             )| {
                 StepReport {
                     step,
                     gradient_norm,
                     learning_rate,
+                    microbatches,
                     compute: Span(compute),
                     serialise: Span(serialise),
                     sync: Span(sync),
@@ -220,6 +289,7 @@ fn report() -> BoxedStrategy<StepReport> {
 fn outcome() -> BoxedStrategy<Outcome> {
     prop_oneof![
         Just(Outcome::Done),
+        Just(Outcome::Left),
         step().prop_map(|step| Outcome::Stopped { step }),
         ".{0,30}".prop_map(|reason| Outcome::Failed { reason }),
     ]
@@ -383,12 +453,13 @@ fn variants<T: std::fmt::Debug>(strategy: &BoxedStrategy<T>, place_of: fn(&T) ->
 #[test]
 fn every_variant_of_what_can_be_said_is_drawn() {
     let world = World::new(&spec(Schedule::Flush));
+    assert_eq!(variants(&state(), churn::place_of), (0..churn::STATES).collect());
     assert_eq!(variants(&say(), sync::place_of), (0..sync::SAYS).collect());
     assert_eq!(variants(&world.message(), message_place), (0..MESSAGES).collect());
     assert_eq!(variants(&world.refusal(), refusal_place), (0..REFUSALS).collect());
 }
 
-const MESSAGES: usize = 17;
+const MESSAGES: usize = 29;
 
 fn message_place(message: &Message) -> usize {
     match message {
@@ -408,11 +479,23 @@ fn message_place(message: &Message) -> usize {
         Message::Finish { .. } => 13,
         Message::PeerLost { .. } => 14,
         Message::Failed { .. } => 15,
+        Message::Waiting { .. } => 16,
+        Message::Roster { .. } => 17,
+        Message::Enter { .. } => 18,
+        Message::Beat => 19,
+        Message::Present { .. } => 20,
+        Message::Suspects(_) => 21,
+        Message::Frontier(_) => 22,
+        Message::Close { .. } => 23,
+        Message::Leaving { .. } => 24,
+        Message::Removed { .. } => 25,
+        Message::Diverted { .. } => 26,
+        Message::State(_) => 27,
         Message::Refused(_) => MESSAGES - 1,
     }
 }
 
-const REFUSALS: usize = 21;
+const REFUSALS: usize = 24;
 
 fn refusal_place(refusal: &Refusal) -> usize {
     match refusal {
@@ -436,6 +519,9 @@ fn refusal_place(refusal: &Refusal) -> usize {
         Refusal::OfferUnfit { .. } => 17,
         Refusal::NotHeld { .. } => 18,
         Refusal::ChunkFalse { .. } => 19,
+        Refusal::Leaves { .. } => 20,
+        Refusal::NoState { .. } => 21,
+        Refusal::TooMany { .. } => 22,
         Refusal::FieldLength { .. } => REFUSALS - 1,
     }
 }

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::OnceLock;
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::event::{Event, Verdict};
 use trestle_protocol::ids::{Digest, InnerStep, OuterStep, PeerId, StageId};
-use trestle_protocol::message::{Join, Message, Outcome, Start};
+use trestle_protocol::message::{Held, Join, Message, Outcome, Start};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, Output, StoreItem, StoredItem, Took};
 use trestle_protocol::spec::sync::SyncSpec;
@@ -110,9 +110,14 @@ pub(crate) struct Swarm {
     stage_of: Vec<StageId>,
     /// What stands for the weights of each node, and for those that it has staged.
     weights: Vec<(Digest, Option<Digest>)>,
+    /// What each node took in outer steps, and where it stood in that list when it loaded its stage last.
+    agreed: Vec<(Vec<(StageId, OuterStep, Digest)>, usize)>,
     queue: VecDeque<(usize, Input)>,
-    now: Time,
+    /// Nodes whose process is gone.
+    killed: BTreeSet<usize>,
     taken: usize,
+    /// What the clocks of all nodes show.
+    pub(crate) now: Time,
     /// The events of each node.
     pub(crate) events: Vec<Vec<Event>>,
     /// The last state that the coordinator stored.
@@ -123,41 +128,77 @@ pub(crate) struct Swarm {
 
 impl Swarm {
     pub(crate) fn new(spec: RunSpec, state: Option<&[u8]>) -> Self {
-        let keys = keys();
-        let me = peer(0);
-        let coordinator = Node::coordinator(CoordinatorConfig { spec: spec.clone(), me }, state)
-            .expect("the state is one that a coordinator stored");
-        let mut nodes = vec![coordinator];
-        let replicas = spec.pipeline.replicas;
-        for stage in (0..replicas).flat_map(|_| 0..STAGES) {
-            let join = Join {
-                address: Bytes::new(),
-                stage: Some(StageId(stage)),
-                device: "none".into(),
-                peak_flops: 0,
-            };
-            let key = keys[nodes.len()].clone();
-            nodes.push(Node::worker(WorkerConfig { spec: spec.clone(), key, coordinator: me, join }));
-        }
-        let count = nodes.len();
-        let mut queue = VecDeque::new();
-        for worker in 1..count {
-            queue.push_back((worker, Input::Connected { peer: me }));
-            queue.push_back((0, Input::Connected { peer: peer(worker) }));
-        }
-        Self {
+        let workers = STAGES * spec.pipeline.replicas;
+        let mut swarm = Self {
             spec,
-            nodes,
-            index_of: (0..count).map(|index| (peer(index), index)).collect(),
-            stage_of: vec![StageId(0); count],
-            weights: vec![(Digest([0; 32]), None); count],
-            queue,
-            now: Time(0),
+            nodes: Vec::new(),
+            index_of: BTreeMap::new(),
+            stage_of: Vec::new(),
+            weights: Vec::new(),
+            agreed: Vec::new(),
+            queue: VecDeque::new(),
+            killed: BTreeSet::new(),
             taken: 0,
-            events: vec![Vec::new(); count],
+            now: Time(0),
+            events: Vec::new(),
             state: None,
-            ended: vec![None; count],
+            ended: Vec::new(),
+        };
+        swarm.begin(0, coordinator(&swarm.spec, state));
+        for index in 0..workers {
+            swarm.join(usize::from(index) + 1, Some(StageId(index % STAGES)), Vec::new());
         }
+        swarm
+    }
+
+    /// Puts a node, with nothing behind it, in a slot that is new or was left.
+    fn begin(&mut self, index: usize, node: Node) {
+        if index == self.nodes.len() {
+            self.nodes.push(node);
+            self.index_of.insert(peer(index), index);
+            self.stage_of.push(StageId(0));
+            self.weights.push((Digest([0; 32]), None));
+            self.agreed.push((Vec::new(), 0));
+            self.events.push(Vec::new());
+            self.ended.push(None);
+        } else {
+            self.nodes[index] = node;
+            self.killed.remove(&index);
+            self.ended[index] = None;
+        }
+    }
+
+    /// Starts a worker, with these checkpoints on its disk, and lets it find the coordinator.
+    pub(crate) fn join(&mut self, index: usize, stage: Option<StageId>, held: Vec<Held>) {
+        let join = Join { address: Bytes::new(), stage, device: "none".into(), peak_flops: 0, held };
+        let (spec, key) = (self.spec.clone(), keys()[index].clone());
+        let (coordinator, coordinator_address) = (peer(0), Bytes::new());
+        let coordinator_wait = Span(0);
+        let config = WorkerConfig { spec, key, coordinator, coordinator_address, coordinator_wait, join };
+        self.begin(index, Node::worker(config));
+        self.queue.push_back((index, Input::Connected { peer: peer(0) }));
+        self.queue.push_back((0, Input::Connected { peer: peer(index) }));
+    }
+
+    /// Ends a node's process; all others see their connections to it break.
+    pub(crate) fn kill(&mut self, index: usize) {
+        self.killed.insert(index);
+        self.queue.retain(|(to, _)| *to != index);
+        for other in (0..self.nodes.len()).filter(|other| *other != index) {
+            let (peer, reason) = (peer(index), "reset".into());
+            self.queue.push_back((other, Input::Lost { peer, reason }));
+        }
+    }
+
+    /// Starts the coordinator again from what it stored last; its workers find it by dialling.
+    pub(crate) fn restart_coordinator(&mut self) {
+        let state = self.state.clone();
+        self.begin(0, coordinator(&self.spec, state.as_deref()));
+    }
+
+    /// Tells a node something that is no message.
+    pub(crate) fn tell(&mut self, index: usize, input: Input) {
+        self.queue.push_back((index, input));
     }
 
     /// Lets a message arrive next, before everything that is under way.
@@ -177,13 +218,17 @@ impl Swarm {
         }
     }
 
+    fn lives(&self, index: usize) -> bool {
+        self.ended[index].is_none() && !self.killed.contains(&index)
+    }
+
     /// Takes one input; `None` when there is none left.
     pub(crate) fn turn(&mut self) -> Option<()> {
         let (to, input) = self.queue.pop_front()?;
         self.taken += 1;
         assert!(self.taken < INPUTS_MAX, "the swarm goes in circles");
         self.now = Time(self.now.0 + 10);
-        if self.ended[to].is_none() {
+        if self.lives(to) {
             self.nodes[to].handle(self.now, input);
             while let Some(action) = self.nodes[to].poll() {
                 self.act(to, action);
@@ -197,16 +242,24 @@ impl Swarm {
         while self.turn().is_some() {}
     }
 
-    /// Runs on until the run is over, through as many deadlines at most.
-    pub(crate) fn run_through(&mut self, deadlines: usize) {
+    /// Runs on, through the deadlines of all nodes, until the run is over or so much time is.
+    pub(crate) fn run_for(&mut self, span: Span) {
+        let until = self.now + span;
         self.run();
-        for _ in 0..deadlines {
-            let live = (0..self.nodes.len()).filter(|index| self.ended[*index].is_none());
+        while self.ended[0].is_none() {
+            let live = (0..self.nodes.len()).filter(|index| self.lives(*index));
             let next = live.filter_map(|index| Some((self.nodes[index].deadline()?, index))).min();
-            let Some((at, index)) = next.filter(|_| self.ended[0].is_none()) else { return };
+            let Some((at, index)) = next.filter(|(at, _)| *at <= until) else { return };
             self.now = self.now.max(at);
             self.queue.push_back((index, Input::Woke));
             self.run();
+        }
+    }
+
+    /// Runs until a node has seen something.
+    pub(crate) fn run_until(&mut self, index: usize, seen: impl Fn(&Event) -> bool) {
+        while !self.events[index].iter().any(&seen) {
+            self.turn().expect("it comes to pass before all is quiet");
         }
     }
 
@@ -222,15 +275,13 @@ impl Swarm {
             }
         }
         let mut parted = Vec::new();
-        for (index, events) in self.events.iter().enumerate().skip(1) {
-            let mut own = None;
-            for event in events {
-                let Event::Agreed { outer, digest } = event else { continue };
-                own = Some(*digest);
-                if committed.get(&(self.stage_of[index], *outer)) != Some(&digest) {
+        for (index, (agreed, loaded)) in self.agreed.iter().enumerate() {
+            for (stage, outer, digest) in agreed {
+                if committed.get(&(*stage, *outer)) != Some(&digest) {
                     parted.push(format!("peer {index} took {digest} in outer step {}", outer.0));
                 }
             }
+            let own = agreed[*loaded..].last().map(|(_, _, digest)| *digest);
             if own.is_some_and(|own| own != self.weights[index].0) {
                 parted.push(format!("peer {index} holds {}, and agreed on {own:?}", self.weights[index].0));
             }
@@ -253,7 +304,7 @@ impl Swarm {
         let boundary = || Bytes::from(vec![0; self.spec.boundary_bytes()]);
         let stage = self.stage_of[index];
         let answer = match action {
-            Action::Dial { peer, .. } => Input::Connected { peer },
+            Action::Dial { peer: to, .. } => self.dial(index, to),
             Action::Send { to, message } => {
                 if let Some(&receiver) = self.index_of.get(&to) {
                     self.queue.push_back((receiver, Input::Received { from: peer(index), message }));
@@ -261,15 +312,27 @@ impl Swarm {
                 return;
             }
             Action::Load { place, start } => {
-                let stage = place.stage;
-                assert!(stage.0 < STAGES, "asked to hold stage {stage}, which does not exist");
-                self.stage_of[index] = stage;
-                let step = match start {
-                    Start::Fresh => InnerStep(0),
-                    Start::Checkpoint { step, .. } => step,
+                let weights = match start {
+                    Start::Fresh => Digest([0; 32]),
+                    Start::Checkpoint { step, .. } => Digest::of(&step.0.to_le_bytes()),
+                    Start::Replicas { .. } => panic!("what comes from replicas is imported"),
                 };
-                Input::Loaded { step, took }
+                self.hold(index, place.stage, weights);
+                Input::Loaded { step: InnerStep(0), took }
             }
+            Action::Import { place, agreed, digest, .. } => match agreed.as_ref().try_into().map(Digest) {
+                Ok(weights) if weights == digest => {
+                    self.hold(index, place.stage, weights);
+                    Input::Loaded { step: InnerStep(0), took }
+                }
+                Ok(_) | Err(_) => Input::Unfit { reason: "other weights".into() },
+            },
+            Action::Export { outer } => {
+                let agreed = Blob::new(Bytes::copy_from_slice(&self.weights[index].0.0));
+                let own = Blob::new(Bytes::from(vec![index as u8; 40]));
+                Input::Exported { outer, agreed, own, took }
+            }
+            Action::Enter { .. } => return,
             Action::Forward { microbatch, .. } => {
                 let last = stage.0 + 1 == STAGES;
                 let output = if last { Output::Loss(1.0) } else { Output::Boundary(boundary()) };
@@ -287,11 +350,16 @@ impl Swarm {
                 let item = StoredItem::Checkpoint { step, digest: Digest([stage.0 as u8; 32]) };
                 Input::Stored { item, took }
             }
-            Action::Store(StoreItem::Coordinator(state)) => {
+            Action::Store(StoreItem::Coordinator { state, .. }) => {
                 self.state = Some(state);
                 Input::Stored { item: StoredItem::Coordinator, took }
             }
-            Action::Record(event) => return self.events[index].push(event),
+            Action::Record(event) => {
+                if let Event::Agreed { outer, digest } = &event {
+                    self.agreed[index].0.push((stage, *outer, *digest));
+                }
+                return self.events[index].push(event);
+            }
             Action::Finish(outcome) => {
                 self.ended[index] = Some(outcome);
                 return;
@@ -300,11 +368,45 @@ impl Swarm {
         self.queue.push_back((index, answer));
     }
 
+    /// Connects both ends, where there is another.
+    fn dial(&mut self, index: usize, to: PeerId) -> Input {
+        match self.index_of.get(&to) {
+            Some(&at) if !self.lives(at) => Input::Lost { peer: to, reason: "nobody is there".into() },
+            Some(&at) => {
+                self.queue.push_back((at, Input::Connected { peer: peer(index) }));
+                Input::Connected { peer: to }
+            }
+            None => Input::Connected { peer: to },
+        }
+    }
+
+    /// Lets a node hold a stage; what it was computing is not answered any more.
+    fn hold(&mut self, index: usize, stage: StageId, weights: Digest) {
+        assert!(stage.0 < STAGES, "asked to hold stage {stage}, which does not exist");
+        self.stage_of[index] = stage;
+        self.weights[index] = (weights, None);
+        self.agreed[index].1 = self.agreed[index].0.len();
+        self.queue.retain(|(to, input)| {
+            let computed = matches!(
+                input,
+                Input::Loaded { .. }
+                    | Input::Unfit { .. }
+                    | Input::Exported { .. }
+                    | Input::Forwarded { .. }
+                    | Input::Backwarded { .. }
+                    | Input::Stepped { .. }
+                    | Input::Sync(_)
+                    | Input::Stored { .. }
+            );
+            *to != index || !computed
+        });
+    }
+
     /// Does the arithmetic of an outer step on digests that stand for numbers.
     fn sync_done(&mut self, index: usize, task: SyncTask) -> SyncDone {
         let took = Span(5);
         match task {
-            SyncTask::Snapshot { outer } => SyncDone::Snapshotted { outer, took },
+            SyncTask::Snapshot { outer, .. } => SyncDone::Snapshotted { outer, took },
             SyncTask::Encode { outer, shares } => {
                 let shards =
                     (0_u16..).zip(&shares).map(|(shard, _)| contribution(index, outer, shard)).collect();
@@ -338,6 +440,11 @@ impl Swarm {
             SyncTask::Adopt { outer } => SyncDone::Adopted { outer, took },
         }
     }
+}
+
+fn coordinator(spec: &RunSpec, state: Option<&[u8]>) -> Node {
+    let config = CoordinatorConfig { spec: spec.clone(), me: peer(0) };
+    Node::coordinator(config, state).expect("the state is one that a coordinator stored")
 }
 
 /// Makes what a node contributes to a shard of an outer step.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use trestle_protocol::ids::{
-    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PlanNumber, ReplicaId, Split, StageId,
+    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PlanNumber, ReplicaId, SeatId, Split, StageId,
 };
 use trestle_protocol::time::Span;
 
@@ -38,7 +38,11 @@ pub(crate) fn stage() -> BoxedStrategy<StageId> {
 }
 
 pub(crate) fn plan_number() -> BoxedStrategy<PlanNumber> {
-    prop_oneof![4 => Just(1), 1 => any::<u32>()].prop_map(PlanNumber).boxed()
+    prop_oneof![4 => 1..4_u32, 1 => any::<u32>(), 1 => Just(u32::MAX)].prop_map(PlanNumber).boxed()
+}
+
+pub(crate) fn seat() -> BoxedStrategy<SeatId> {
+    prop_oneof![8 => 0..11_u32, 1 => any::<u32>(), 1 => Just(u32::MAX)].prop_map(SeatId).boxed()
 }
 
 pub(crate) fn microbatch() -> BoxedStrategy<MicrobatchId> {

@@ -61,23 +61,32 @@ fn of_replicas() -> BoxedStrategy<Say> {
 /// What a replica says to another.
 fn of_transfers() -> BoxedStrategy<Say> {
     let part = prop::sample::select(vec![Part::Contribution, Part::Result]);
-    let chunk = prop_oneof![4 => Just(0), 1 => any::<u32>(), 1 => Just(u32::MAX)];
-    let chunks = prop_oneof![8 => vec(chunk.clone(), 0..20), 1 => vec(chunk.clone(), 500..1000)];
     let true_chunk = prop::sample::select(blobs()).prop_map(|blob| Say::Chunk {
         blob: blob.manifest().id(),
         chunk: 0,
         payload: blob.bytes().clone(),
     });
-    let any_chunk = (blob_id(), chunk, vec(any::<u8>(), 0..64))
-        .prop_map(|(blob, chunk, payload)| Say::Chunk { blob, chunk, payload: Bytes::from(payload) });
+    let any_chunk = any_chunk().prop_map(|(blob, chunk, payload)| Say::Chunk { blob, chunk, payload });
     prop_oneof![
         2 => (round(), shard(), part, manifest())
             .prop_map(|(round, shard, part, manifest)| Say::Offer { round, shard, part, manifest }),
-        1 => (blob_id(), chunks).prop_map(|(blob, chunks)| Say::Want { blob, chunks }),
+        1 => (blob_id(), chunks()).prop_map(|(blob, chunks)| Say::Want { blob, chunks }),
         1 => true_chunk,
         1 => any_chunk,
     ]
     .boxed()
+}
+
+fn chunk() -> BoxedStrategy<u32> {
+    prop_oneof![4 => Just(0), 1 => any::<u32>(), 1 => Just(u32::MAX)].boxed()
+}
+
+pub(crate) fn chunks() -> BoxedStrategy<Vec<u32>> {
+    prop_oneof![8 => vec(chunk(), 0..20), 1 => vec(chunk(), 500..1000)].boxed()
+}
+
+pub(crate) fn any_chunk() -> BoxedStrategy<(Digest, u32, Bytes)> {
+    (blob_id(), chunk(), vec(any::<u8>(), 0..64).prop_map(Bytes::from)).boxed()
 }
 
 /// What a coordinator says.
@@ -139,13 +148,13 @@ fn shard() -> BoxedStrategy<u16> {
 }
 
 /// The name of a blob that a replica holds at some time, or any other.
-fn blob_id() -> BoxedStrategy<Digest> {
+pub(crate) fn blob_id() -> BoxedStrategy<Digest> {
     let held = prop::sample::select(blobs()).prop_map(|blob| blob.manifest().id());
     prop_oneof![3 => held, 1 => digest()].boxed()
 }
 
 /// A manifest of a blob that exists, of one as long that does not, and of any length with any number of chunks.
-fn manifest() -> BoxedStrategy<Manifest> {
+pub(crate) fn manifest() -> BoxedStrategy<Manifest> {
     let held = prop::sample::select(blobs()).prop_map(|blob| blob.manifest().clone());
     let as_long = digest().prop_map(|chunk| Manifest { bytes: 32, chunks: vec![chunk] });
     let largest = CHUNKS_MAX * CHUNK_BYTES_MAX;
