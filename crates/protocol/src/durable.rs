@@ -122,7 +122,13 @@ impl Durable {
         if durable.agreed.as_ref().is_some_and(unfit) {
             return Err(unreadable);
         }
-        if durable.session.as_ref().is_some_and(|session| session.ledger.stages() != spec.stages()) {
+        let total = agenda.train_microbatches();
+        let fits = |session: &Session| {
+            session.ledger.stages() == spec.stages()
+                && session.ledger.is_sound(total)
+                && session.plan.members.iter().all(|member| member.place.stage.0 < spec.stages())
+        };
+        if !durable.session.as_ref().is_none_or(fits) {
             return Err(unreadable);
         }
         Ok(durable)

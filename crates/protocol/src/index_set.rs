@@ -41,6 +41,11 @@ impl IndexSet {
         self.watermark
     }
 
+    /// Returns whether it is one that [`IndexSet::insert`] can have made, as a set that was read from a disk may not be.
+    pub fn is_sound(&self) -> bool {
+        self.start <= self.watermark && self.beyond.first().is_none_or(|index| *index > self.watermark)
+    }
+
     /// Returns the index that it started at.
     pub fn starting(&self) -> u64 {
         self.start
@@ -73,6 +78,9 @@ mod tests {
         assert_eq!((set.watermark(), set.len()), (10, 2));
         assert!(set.insert(10));
         assert_eq!((set.watermark(), set.len(), set.beyond.len()), (13, 3, 0));
+        assert!(set.is_sound());
+        let unsound = IndexSet { start: 5, watermark: 4, beyond: BTreeSet::new() };
+        assert!(!unsound.is_sound());
         assert!(!set.is_empty() && set.contains(9) && !set.contains(13));
         assert!(set.insert(15));
         assert_eq!(set.missing_below(17).collect::<alloc::vec::Vec<_>>(), [13, 14, 16]);

@@ -123,6 +123,12 @@ impl Ledger {
         self.pages.len() as u16
     }
 
+    /// Returns whether it can be one of a run of so many microbatches, as a ledger that was read from a disk may not be.
+    pub fn is_sound(&self, total: u64) -> bool {
+        let within = |set: &IndexSet| set.is_sound() && set.watermark() <= total;
+        self.pages.iter().all(|page| within(&page.held) && within(&page.durable))
+    }
+
     /// Goes back to the durable checkpoints of all stages, whose work starts at `end`: nobody has anything else any more.
     pub fn go_back(&mut self, end: u64) {
         for seat in self.seats.keys().copied().collect::<Vec<_>>() {
