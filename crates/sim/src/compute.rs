@@ -3,12 +3,14 @@
 //! Owns the seam between a simulated peer and whatever computes for it. Knows nothing of queues, links or the order of
 //! work; a cost model and a real model stand behind it alike.
 
+use crate::descent::Descent;
+use crate::disk::Disk;
 use crate::draws::{Draws, Permille};
 use bytes::Bytes;
-use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId};
+use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep};
 use trestle_protocol::message::Start;
 use trestle_protocol::plan::Place;
-use trestle_protocol::port::Output;
+use trestle_protocol::port::{Duty, Output};
 use trestle_protocol::sync::task::{SyncDone, SyncTask};
 use trestle_protocol::time::Span;
 
@@ -37,13 +39,46 @@ pub struct Updated {
     pub learning_rate: f64,
 }
 
+/// A stage's state on its way to a newcomer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// What all replicas of the stage share: the same bytes at each of them.
+    pub agreed: Bytes,
+    /// What is one replica's own.
+    pub own: Bytes,
+}
+
+/// What came of holding a stage with the state that others sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Imported {
+    /// It is held, with weights that have seen these steps.
+    Held(InnerStep),
+    /// It does not fit, and all is as it was.
+    Unfit(String),
+}
+
 /// What computes for one peer.
 pub trait Compute {
-    /// Holds a stage from now on.
+    /// Holds a stage from now on; a checkpoint is read from the peer's disk.
     ///
     /// # Errors
     /// The checkpoint cannot be read, or the stage cannot be made.
-    fn load(&mut self, place: Place, start: Start) -> Result<(), Fault>;
+    fn load(&mut self, place: Place, start: Start, disk: &Disk) -> Result<(), Fault>;
+
+    /// Copies the state that a newcomer needs, as of an outer step.
+    ///
+    /// # Errors
+    /// The model fails.
+    fn export(&mut self, outer: OuterStep) -> Result<Handover, Fault>;
+
+    /// Holds a stage with the state that others sent, whose agreed weights must have a digest.
+    ///
+    /// # Errors
+    /// The stage cannot be made.
+    fn import(&mut self, place: Place, state: &Handover, digest: Digest) -> Result<Imported, Fault>;
+
+    /// Counts the weights as having seen these steps.
+    fn enter(&mut self, step: InnerStep);
 
     /// Runs a forward.
     ///
@@ -51,23 +86,29 @@ pub trait Compute {
     /// The model or the data fails.
     fn forward(&mut self, work: Work<'_>) -> Result<Output, Fault>;
 
-    /// Runs a backward by the gradient of the boundary output, and gives that of the boundary input.
+    /// Runs a backward by the gradient of the boundary output, and gives that of the boundary input; a ghost adds nothing to
+    /// the sum of gradients.
     ///
     /// # Errors
     /// The model or the data fails.
-    fn backward(&mut self, work: Work<'_>, gradient: Option<&Bytes>) -> Result<Option<Bytes>, Fault>;
+    fn backward(
+        &mut self,
+        work: Work<'_>,
+        gradient: Option<&Bytes>,
+        duty: Duty,
+    ) -> Result<Option<Bytes>, Fault>;
 
-    /// Updates the weights.
+    /// Updates the weights; with no microbatches only the step counts.
     ///
     /// # Errors
     /// The model fails.
     fn step(&mut self, microbatches: u32) -> Result<Updated, Fault>;
 
-    /// Writes a checkpoint.
+    /// Writes a checkpoint to the peer's disk.
     ///
     /// # Errors
     /// The disk fails.
-    fn save(&mut self, step: InnerStep) -> Result<Digest, Fault>;
+    fn save(&mut self, step: InnerStep, disk: &mut Disk) -> Result<Digest, Fault>;
 
     /// Carries out a task of an outer step; gives its answer, whose length of time is still to be drawn, and how many bytes
     /// it went over.
@@ -75,6 +116,9 @@ pub trait Compute {
     /// # Errors
     /// The model fails, or training has diverged.
     fn agree(&mut self, task: SyncTask) -> Result<(SyncDone, u64), Fault>;
+
+    /// Returns what the weights consist of, where that is followed.
+    fn descent(&self) -> Option<&Descent>;
 }
 
 /// Bytes that something goes over in a second; 0 takes no time.

@@ -1,17 +1,23 @@
 //! The cost model: payloads of the right size, losses by a formula, no arithmetic; for swarms that no machine could hold.
 //!
-//! Owns what a stage answers when nothing is computed. Knows nothing of time, which the device of the peer draws.
+//! Owns what a stage answers when nothing is computed, and follows what its weights would consist of. Knows nothing of time,
+//! which the device of the peer draws.
 
-use crate::compute::{Compute, Fault, Updated, Work};
+use crate::compute::{Compute, Fault, Handover, Imported, Updated, Work};
+use crate::descent::Descent;
+use crate::disk::Disk;
+use crate::lineage::{Lineage, Reader, number};
 use bytes::Bytes;
-use trestle_protocol::ids::{Digest, InnerStep, ReplicaId, Split, StageId};
+use trestle_protocol::agenda::Agenda;
+use trestle_protocol::ids::{Digest, InnerStep, OuterStep, ReplicaId, Split, StageId};
 use trestle_protocol::message::Start;
 use trestle_protocol::plan::Place;
-use trestle_protocol::port::Output;
+use trestle_protocol::port::{Duty, Output};
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::sync::blob::Blob;
+use trestle_protocol::sync::say::Round;
 use trestle_protocol::sync::shares::WHOLE;
-use trestle_protocol::sync::task::{SyncDone, SyncTask};
+use trestle_protocol::sync::task::{Contribution, Counted, SyncDone, SyncTask};
 use trestle_protocol::time::Span;
 
 /// What the losses of the formula fall to, nats per token.
@@ -23,15 +29,18 @@ const LOSS_HALF_STEPS: f64 = 50.0;
 /// A stage that answers without computing.
 #[derive(Debug)]
 pub struct CostModel {
+    agenda: Agenda,
     stages: u16,
     place: Place,
-    version: u64,
+    descent: Descent,
     loss_first: f64,
     learning_rate: f64,
     /// One buffer for all messages: they are zeros, of the size that the run spec gives.
     boundary: Bytes,
     /// Size of a pseudo-gradient as it travels.
     contribution: u64,
+    /// Size of each stage's weights.
+    stage_bytes: Vec<u64>,
 }
 
 impl CostModel {
@@ -39,14 +48,17 @@ impl CostModel {
     /// peers.
     pub fn new(spec: &RunSpec, boundary: Bytes, contribution: u64) -> Self {
         assert_eq!(boundary.len(), spec.boundary_bytes(), "the shared buffer has the boundary's size");
+        let agenda = Agenda::new(spec);
         Self {
+            agenda,
             stages: spec.stages(),
             place: Place { stage: StageId(0), replica: ReplicaId(0) },
-            version: 0,
+            descent: Descent::new(agenda.exchanges()),
             loss_first: f64::from(spec.model.vocabulary).ln(),
             learning_rate: spec.optimizer.learning_rate,
             boundary,
             contribution,
+            stage_bytes: (0..spec.stages()).map(|stage| spec.stage_bytes(StageId(stage))).collect(),
         }
     }
 
@@ -54,7 +66,7 @@ impl CostModel {
     /// training microbatches lie a little apart, and each microbatch a little beside its neighbours, so that a log with
     /// losses in the wrong place differs.
     fn loss(&self, work: Work<'_>) -> f32 {
-        let gap = (self.loss_first - LOSS_FLOOR) / (1.0 + self.version as f64 / LOSS_HALF_STEPS);
+        let gap = (self.loss_first - LOSS_FLOOR) / (1.0 + self.descent.version() as f64 / LOSS_HALF_STEPS);
         let apart = match work.microbatch.split {
             Split::Train => 0.0,
             Split::HeldOut => 0.01,
@@ -63,45 +75,118 @@ impl CostModel {
         (LOSS_FLOOR + gap + apart + beside) as f32
     }
 
-    fn digest(place: Place, step: InnerStep) -> Digest {
-        let (stage, replica) = (u64::from(place.stage.0), u64::from(place.replica.0));
-        digest("checkpoint", &[stage, replica, step.0])
-    }
-
-    /// Makes the bytes of each shard: zeros that begin with what tells them from all others.
-    fn shards(&self, outer: u64, shares: &[u32]) -> Vec<Blob> {
-        let Place { stage, replica } = self.place;
+    /// Makes the bytes of each shard: its part of what is contributed, and zeros up to its size.
+    fn encode(&mut self, shares: &[u32]) -> Result<Vec<Blob>, Fault> {
+        let all =
+            self.descent.contribute().ok_or_else(|| Fault("nothing to encode without a snapshot".into()))?;
         let shard = |(shard, share): (usize, &u32)| {
-            let bytes = (u128::from(self.contribution) * u128::from(*share) / u128::from(WHOLE)) as usize;
-            let place = [outer, u64::from(stage.0), u64::from(replica.0), shard as u64];
-            let mut whole = vec![0; bytes];
-            whole.iter_mut().zip(digest("contribution", &place).0).for_each(|(into, byte)| *into = byte);
-            Blob::new(whole.into())
+            let size = (u128::from(self.contribution) * u128::from(*share) / u128::from(WHOLE)) as usize;
+            let mut bytes = Vec::with_capacity(size);
+            all.shard(shard, shares.len()).write(&mut bytes);
+            if bytes.len() > size {
+                let needed = bytes.len();
+                return Err(Fault(format!(
+                    "a contribution's shard of {size} bytes needs {needed} for what it tells"
+                )));
+            }
+            bytes.resize(size, 0);
+            Ok(Blob::new(bytes.into()))
         };
         shares.iter().enumerate().map(shard).collect()
     }
+
+    fn stage(&mut self, round: Round, results: &[Bytes], counted: Counted) -> Result<SyncDone, Fault> {
+        let mut all = Lineage::default();
+        let mut heads = Vec::new();
+        for (shard, result) in (0..).zip(results) {
+            let mut reader = Reader::new(result);
+            let (Some(weights), Some(part)) = (reader.digest(), reader.lineage()) else {
+                let result = Err((shard, "it tells nothing".into()));
+                return Ok(SyncDone::Staged { round, result, took: Span(0) });
+            };
+            heads.extend(weights.0);
+            all.add_all(&part);
+        }
+        let staged = self.descent.stage(all, Digest::of(&heads), counted);
+        let digest = staged.ok_or_else(|| Fault("nothing to stage without a snapshot".into()))?;
+        Ok(SyncDone::Staged { round, result: Ok(digest), took: Span(0) })
+    }
 }
 
-/// Derives a digest that stands for what would be computed.
-fn digest(what: &str, of: &[u64]) -> Digest {
-    let numbers = of.iter().flat_map(|number| number.to_le_bytes());
-    Digest::of(&what.bytes().chain(numbers).collect::<Vec<u8>>())
+/// Makes of contributions their sum, behind a digest of what each weighs in it, in no fewer bytes than one of them has.
+fn reduce(contributions: &[Contribution]) -> Result<Blob, (ReplicaId, String)> {
+    let mut sum = Lineage::default();
+    let mut weights = Vec::new();
+    for part in contributions {
+        let lineage = Reader::new(&part.bytes).lineage();
+        let lineage = lineage.ok_or_else(|| (part.from, String::from("it tells nothing")))?;
+        let mut said = part.weight.to_le_bytes().to_vec();
+        lineage.write(&mut said);
+        weights.extend(Digest::of(&said).0);
+        sum.add_all(&lineage);
+    }
+    let mut bytes = Digest::of(&weights).0.to_vec();
+    sum.write(&mut bytes);
+    let size = contributions.first().map(|part| part.bytes.len()).unwrap_or_default();
+    bytes.resize(bytes.len().max(size), 0);
+    Ok(Blob::new(bytes.into()))
 }
 
 impl Compute for CostModel {
-    fn load(&mut self, place: Place, start: Start) -> Result<(), Fault> {
-        self.place = place;
-        let Place { stage, .. } = place;
-        self.version = match start {
-            Start::Fresh => 0,
-            Start::Checkpoint { step, digest } if digest == Self::digest(place, step) => step.0,
-            Start::Checkpoint { step, digest } => {
-                return Err(Fault(format!(
-                    "checkpoint of stage {stage} at step {step} has not digest {digest}"
-                )));
+    fn load(&mut self, place: Place, start: Start, disk: &Disk) -> Result<(), Fault> {
+        let exchanges = self.agenda.exchanges();
+        self.descent = match start {
+            Start::Fresh => Descent::new(exchanges),
+            Start::Checkpoint { step, digest, of } => {
+                let Place { stage, replica } = of;
+                let words = |what: &str| {
+                    Fault(format!("checkpoint of stage {stage}, replica {replica} at step {step} {what}"))
+                };
+                let (found, bytes) = disk.read(of, step).ok_or_else(|| words("is not on this disk"))?;
+                if found != digest {
+                    return Err(words("has another digest"));
+                }
+                let read = Descent::from_checkpoint(exchanges, bytes);
+                let mut read = read.ok_or_else(|| words("cannot be read"))?;
+                if of != place {
+                    read.forget_own();
+                }
+                read
+            }
+            Start::Replicas { .. } => {
+                return Err(Fault("weights of other replicas are not on this disk".into()));
             }
         };
+        self.place = place;
         Ok(())
+    }
+
+    fn export(&mut self, outer: OuterStep) -> Result<Handover, Fault> {
+        let mut agreed = Vec::new();
+        number(&mut agreed, outer.0);
+        agreed.extend(self.descent.agreed());
+        let mut own = format!("moments of {:?} at {}", self.place, self.descent.version()).into_bytes();
+        // The weights, and two moments of each.
+        let weights = self.stage_bytes[usize::from(self.place.stage.0)] as usize;
+        agreed.resize(agreed.len().max(weights), 0);
+        own.resize(own.len().max(2 * weights), 0);
+        Ok(Handover { agreed: agreed.into(), own: own.into() })
+    }
+
+    fn import(&mut self, place: Place, state: &Handover, digest: Digest) -> Result<Imported, Fault> {
+        let mut reader = Reader::new(&state.agreed);
+        let outer = reader.number().map(OuterStep);
+        let step = outer.and_then(|outer| self.agenda.outer_border(outer));
+        let descent = Descent::from_agreed(self.agenda.exchanges(), &reader.rest(), digest);
+        let (Some(step), Some(descent)) = (step, descent) else {
+            return Ok(Imported::Unfit("the weights have another digest than was agreed".into()));
+        };
+        (self.place, self.descent) = (place, descent);
+        Ok(Imported::Held(step))
+    }
+
+    fn enter(&mut self, step: InnerStep) {
+        self.descent.enter(step.0);
     }
 
     fn forward(&mut self, work: Work<'_>) -> Result<Output, Fault> {
@@ -109,17 +194,25 @@ impl Compute for CostModel {
         Ok(if last { Output::Loss(self.loss(work)) } else { Output::Boundary(self.boundary.clone()) })
     }
 
-    fn backward(&mut self, _: Work<'_>, _: Option<&Bytes>) -> Result<Option<Bytes>, Fault> {
+    fn backward(&mut self, work: Work<'_>, _: Option<&Bytes>, duty: Duty) -> Result<Option<Bytes>, Fault> {
+        match duty {
+            Duty::Train => self.descent.train(work.microbatch.index),
+            Duty::Ghost => {}
+        }
         Ok((self.place.stage.0 > 0).then(|| self.boundary.clone()))
     }
 
-    fn step(&mut self, _: u32) -> Result<Updated, Fault> {
-        self.version += 1;
-        Ok(Updated { gradient_norm: 1.0 / self.version as f64, learning_rate: self.learning_rate })
+    fn step(&mut self, microbatches: u32) -> Result<Updated, Fault> {
+        self.descent.step(microbatches);
+        let gradient_norm = 1.0 / self.descent.version() as f64;
+        Ok(Updated { gradient_norm, learning_rate: self.learning_rate })
     }
 
-    fn save(&mut self, step: InnerStep) -> Result<Digest, Fault> {
-        Ok(Self::digest(self.place, step))
+    fn save(&mut self, step: InnerStep, disk: &mut Disk) -> Result<Digest, Fault> {
+        let bytes = self.descent.checkpoint(self.place);
+        let digest = Digest::of(&bytes);
+        disk.write(self.place, step, digest, bytes);
+        Ok(digest)
     }
 
     fn agree(&mut self, task: SyncTask) -> Result<(SyncDone, u64), Fault> {
@@ -127,31 +220,39 @@ impl Compute for CostModel {
         let sum =
             |parts: &mut dyn Iterator<Item = &Bytes>| parts.map(|bytes| bytes.len() as u64).sum::<u64>();
         Ok(match task {
-            SyncTask::Snapshot { outer } => (SyncDone::Snapshotted { outer, took }, whole),
-            SyncTask::Adopt { outer } => (SyncDone::Adopted { outer, took }, whole),
-            SyncTask::Restore { outer } => (SyncDone::Restored { outer, took }, 0),
-            SyncTask::Commit { outer } => (SyncDone::Committed { outer, took }, whole),
+            SyncTask::Snapshot { outer, microbatches } => {
+                self.descent.snapshot(microbatches);
+                (SyncDone::Snapshotted { outer, took }, whole)
+            }
+            SyncTask::Adopt { outer } => {
+                let adopted = self.descent.adopt();
+                adopted.ok_or_else(|| Fault("a gradient is adopted that was never exchanged".into()))?;
+                (SyncDone::Adopted { outer, took }, whole)
+            }
+            SyncTask::Restore { outer } => {
+                self.descent.restore();
+                (SyncDone::Restored { outer, took }, 0)
+            }
+            SyncTask::Commit { outer } => {
+                self.descent.commit().ok_or_else(|| Fault("a commit without anything staged".into()))?;
+                (SyncDone::Committed { outer, took }, whole)
+            }
             SyncTask::Encode { outer, shares } => {
-                let shards = self.shards(outer.0, &shares);
+                let shards = self.encode(&shares)?;
                 (SyncDone::Encoded { outer, shares, shards, took }, whole)
             }
             SyncTask::Reduce { round, shard, contributions, .. } => {
                 let bytes = sum(&mut contributions.iter().map(|part| &part.bytes));
-                let first = contributions.first().map(|part| part.bytes.len()).unwrap_or_default();
-                let mut hasher = blake3::Hasher::new();
-                for part in &contributions {
-                    hasher.update(&part.weight.to_le_bytes()).update(&part.bytes[..first.min(32)]);
-                }
-                let mut reduced = vec![0; first];
-                reduced.iter_mut().zip(hasher.finalize().as_bytes()).for_each(|(into, byte)| *into = *byte);
-                (SyncDone::Reduced { round, shard, result: Ok(Blob::new(reduced.into())), took }, bytes)
+                (SyncDone::Reduced { round, shard, result: reduce(&contributions), took }, bytes)
             }
-            SyncTask::Stage { round, results, .. } => {
+            SyncTask::Stage { round, results, counted, .. } => {
                 let bytes = sum(&mut results.iter());
-                let heads: Vec<u8> =
-                    results.iter().flat_map(|result| result.iter().take(32).copied()).collect();
-                (SyncDone::Staged { round, result: Ok(Digest::of(&heads)), took }, bytes)
+                (self.stage(round, &results, counted)?, bytes)
             }
         })
+    }
+
+    fn descent(&self) -> Option<&Descent> {
+        Some(&self.descent)
     }
 }

@@ -4,12 +4,19 @@
 //! decision of the protocol.
 
 pub mod agreement;
+pub mod churn;
+pub mod clock;
 pub mod compute;
+pub mod connections;
 pub mod contest;
 pub mod cost;
+pub mod descent;
+pub mod disk;
 pub mod draws;
 pub mod exchange;
 pub mod fault;
+pub mod laws;
+pub mod lineage;
 pub mod link;
 pub mod log;
 pub mod losses;

@@ -3,6 +3,7 @@
 //! Owns latency, bandwidth and jitter of all links, and the order in which a link carries what waits. Knows nothing of what
 //! a message says, only its size and kind.
 
+use crate::connections::Epoch;
 use crate::draws::{Draws, Permille};
 use std::collections::{BTreeMap, VecDeque};
 use trestle_protocol::time::{Span, Time};
@@ -64,8 +65,19 @@ pub struct Delivery {
     pub to: usize,
     /// When it arrives.
     pub at: Time,
+    /// On which connection it was sent.
+    pub epoch: Epoch,
     /// What it is.
     pub frame: Frame,
+}
+
+/// When to look whether the first bulk message of a lane has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Which lane.
+    pub lane: LaneId,
+    /// How often the lane was emptied before.
+    generation: u32,
 }
 
 /// All links of a swarm.
@@ -90,6 +102,8 @@ struct Lane {
     /// How long everything urgent took to leave, so far.
     urgent: Span,
     bulk: VecDeque<Load>,
+    /// How often `bulk` was emptied; a look that was meant for what was there before sees nothing.
+    generation: u32,
     /// Since when the first of `bulk` has been leaving, and `urgent` as it was then.
     since: (Time, Span),
     draws: Draws,
@@ -99,6 +113,7 @@ struct Lane {
 struct Load {
     to: usize,
     transfer: Span,
+    epoch: Epoch,
     frame: Frame,
 }
 
@@ -131,22 +146,32 @@ impl Links {
         }
     }
 
-    /// Lets a bulk message wait for its turn; returns the lane and when to call [`Links::turn`], if nothing waited there.
-    pub fn queue(&mut self, now: Time, from: usize, to: usize, frame: Frame) -> Option<(LaneId, Time)> {
+    /// Lets a bulk message of a connection wait for its turn; returns when to look for it with [`Links::turn`], if nothing
+    /// waited there.
+    pub fn queue(
+        &mut self,
+        now: Time,
+        (from, to): (usize, usize),
+        epoch: Epoch,
+        frame: Frame,
+    ) -> Option<(Look, Time)> {
         let (id, lane) = self.lane(from, to);
         let Link { bandwidth, jitter, .. } = lane.link;
         let transfer = lane.draws.around(transfer(frame.bytes(), bandwidth), jitter);
-        lane.bulk.push_back(Load { to, transfer, frame });
+        lane.bulk.push_back(Load { to, transfer, epoch, frame });
         if lane.bulk.len() > 1 {
             return None;
         }
         lane.since = (now, lane.urgent_until(now));
-        Some((id, lane.free.max(now) + transfer))
+        Some((Look { lane: id, generation: lane.generation }, lane.free.max(now) + transfer))
     }
 
     /// Looks whether the first bulk message of a lane has left; gives it if so, and when to look again.
-    pub fn turn(&mut self, now: Time, id: LaneId) -> (Option<Delivery>, Option<Time>) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return (None, None) };
+    pub fn turn(&mut self, now: Time, look: Look) -> (Option<Delivery>, Option<Time>) {
+        let id = look.lane;
+        let Some(lane) = self.lanes.get_mut(&id).filter(|lane| lane.generation == look.generation) else {
+            return (None, None);
+        };
         let Some(first) = lane.bulk.front() else { return (None, None) };
         let urgent = lane.urgent_until(now);
         let (since, urgent_then) = lane.since;
@@ -159,21 +184,26 @@ impl Links {
         lane.since = (now, urgent);
         let sent = lane.bulk.pop_front();
         let next = lane.bulk.front().map(|next| lane.free.max(now) + next.transfer);
-        let delivery = sent.map(|Load { to, frame, .. }| {
+        let delivery = sent.map(|Load { to, epoch, frame, .. }| {
             if shared == Shared::ByPeer {
                 let transfer = transfer(frame.bytes(), downlink);
                 let received = self.received.entry(to).or_default();
                 *received = (*received).max(Time(at.0.saturating_sub(transfer.0))) + transfer;
                 at = at.max(*received);
             }
-            Delivery { from: id.from(), to, at, frame }
+            Delivery { from: id.from(), to, at, epoch, frame }
         });
         (delivery, next)
     }
 
     /// Forgets what waits, as when the peers die.
     pub fn clear(&mut self) {
-        self.lanes.values_mut().for_each(|lane| lane.bulk.clear());
+        self.lanes.values_mut().for_each(Lane::clear);
+    }
+
+    /// Forgets what waits at one peer, as when it dies.
+    pub fn clear_from(&mut self, peer: usize) {
+        self.lanes.iter_mut().filter(|(id, _)| id.from() == peer).for_each(|(_, lane)| lane.clear());
     }
 
     /// Returns how long a handshake takes: three ways of the latency.
@@ -199,6 +229,7 @@ impl Links {
             free: Time(0),
             urgent: Span(0),
             bulk: VecDeque::new(),
+            generation: 0,
             since: (Time(0), Span(0)),
             draws: Draws::new(seed, "link", &place),
         });
@@ -207,6 +238,11 @@ impl Links {
 }
 
 impl Lane {
+    fn clear(&mut self) {
+        self.bulk.clear();
+        self.generation += 1;
+    }
+
     /// Returns for how long, up to now, the lane was busy with what is urgent.
     fn urgent_until(&self, now: Time) -> Span {
         Span(self.urgent.0 - self.free.since(now).0)
@@ -221,6 +257,7 @@ fn transfer(bytes: usize, bandwidth: u64) -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connections::{Connections, Dialled, Ends};
     use bytes::Bytes;
 
     const LINK: Link = Link {
@@ -233,6 +270,13 @@ mod tests {
 
     fn links(jitter: u32) -> Links {
         Links::new(3, Link { jitter: Permille(jitter), ..LINK }, BTreeMap::new())
+    }
+
+    fn epoch() -> Epoch {
+        match Connections::default().dial(0, Ends::new(0, 1)) {
+            Dialled::Begun(epoch) | Dialled::Stands(epoch) => epoch,
+            Dialled::Joined => panic!("nobody dialled before"),
+        }
     }
 
     fn frame(bytes: usize) -> Frame {
@@ -268,9 +312,14 @@ mod tests {
     #[test]
     fn bulk_gives_way_and_loses_nothing_of_what_is_sent() {
         let mut links = links(0);
-        let (lane, look) = links.queue(Time(0), 0, 1, frame(2_000_000)).expect("the lane was idle");
+        let (lane, look) =
+            links.queue(Time(0), (0, 1), epoch(), frame(2_000_000)).expect("the lane was idle");
         assert_eq!(look, Time(2_000_000));
-        assert_eq!(links.queue(Time(0), 0, 1, frame(1_000_000)), None, "it waits behind the first");
+        assert_eq!(
+            links.queue(Time(0), (0, 1), epoch(), frame(1_000_000)),
+            None,
+            "it waits behind the first"
+        );
         let urgent = links.send(Time(500_000), 0, 1, 1_000_000, Freight::Tensor);
         assert_eq!(urgent, Time(1_540_000), "as if there were no bulk");
         let (early, again) = links.turn(Time(2_000_000), lane);
@@ -284,14 +333,24 @@ mod tests {
     }
 
     #[test]
+    fn who_dies_sends_no_more_and_its_next_process_begins_anew() {
+        let mut links = links(0);
+        let (before, at) = links.queue(Time(0), (0, 1), epoch(), frame(1_000_000)).expect("idle");
+        links.clear_from(0);
+        let (after, later) = links.queue(Time(0), (0, 1), epoch(), frame(2_000_000)).expect("idle again");
+        assert!(matches!(links.turn(at, before), (None, None)), "it was meant for what is gone");
+        assert_eq!(links.turn(later, after).0.map(|sent| sent.at), Some(Time(2_040_000)));
+    }
+
+    #[test]
     fn what_a_peer_sends_and_receives_is_shared_where_peers_share() {
         let shared = Link { shared: Shared::ByPeer, downlink: 4_000_000, latency: Span(0), ..LINK };
         let mut links = Links::new(3, shared, BTreeMap::new());
         assert_eq!(links.send(Time(0), 0, 1, 1_000_000, Freight::Tensor), Time(1_000_000));
         assert_eq!(links.send(Time(0), 0, 2, 1_000_000, Freight::Tensor), Time(2_000_000), "one uplink");
         let (two, three) =
-            (links.queue(Time(0), 2, 4, frame(1_000_000)), links.queue(Time(0), 3, 4, frame(1_000_000)));
-        let mut arrival = |lane: Option<(LaneId, Time)>| {
+            ([2, 3]).map(|from| links.queue(Time(0), (from, 4), epoch(), frame(1_000_000))).into();
+        let mut arrival = |lane: Option<(Look, Time)>| {
             let (lane, at) = lane.expect("idle");
             links.turn(at, lane).0.map(|delivery| delivery.at)
         };

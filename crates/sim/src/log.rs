@@ -6,6 +6,7 @@
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use trestle_protocol::accounts::Account;
 use trestle_protocol::event::{Event, OuterSummary, TaskKind, Verdict};
 use trestle_protocol::ids::{Digest, OuterStep, PeerId, StageId};
 use trestle_protocol::message::{Outcome, StepReport};
@@ -71,6 +72,33 @@ pub struct Tally {
     pub computed: BTreeMap<PeerId, Span>,
     /// What is counted of the outer steps.
     pub outer: OuterTally,
+    /// What is counted of peers that come and go.
+    pub members: MemberTally,
+}
+
+/// What is counted of peers that come and go, as the coordinator tells it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemberTally {
+    /// Peers that took a place under way.
+    pub seated: u64,
+    /// Members that may have been gone.
+    pub suspected: u64,
+    /// Members that lost their place, for whatever reason.
+    pub removed: u64,
+    /// Members that asked to leave.
+    pub leaving: u64,
+    /// How often a stage had no replica left.
+    pub stalled: u64,
+    /// How often one had a replica again.
+    pub resumed: u64,
+    /// Microbatches that went to another replica than before, at each peer that sent them.
+    pub rerouted: u64,
+    /// Microbatches that were leased again because work at some stage was lost.
+    pub redone: u64,
+    /// Who has trained what, as the last ledger has it.
+    pub accounts: Vec<Account>,
+    /// What peers of each stage did although it was there already, or was asked of another of that stage too.
+    pub raced: BTreeMap<StageId, u64>,
 }
 
 /// What is counted of the outer steps.
@@ -159,11 +187,27 @@ impl Tally {
             Event::Disagreed { .. } => self.outer.disagreed += 1,
             Event::Excluded { .. } => self.outer.excluded += 1,
             Event::Evaluated { step, loss, .. } => self.evaluations.push((step.0, *loss)),
-            Event::Ledger { planned, credited, duplicates } => {
+            Event::Ledger { planned, credited, duplicates, accounts, .. } => {
                 self.planned += planned * credited.len() as u64;
                 self.credited += credited.iter().sum::<u64>();
                 self.duplicate_receipts += duplicates;
+                self.members.accounts.clone_from(accounts);
             }
+            Event::Seated { peer, place, .. } => {
+                self.outer.places.insert(*peer, *place);
+                self.members.seated += 1;
+            }
+            Event::Suspected { .. } => self.members.suspected += 1,
+            // Who is removed or leaves tells it too.
+            Event::Removed { peer: gone, .. } => self.members.removed += u64::from(*gone != peer),
+            Event::Leaving { peer: gone, .. } => self.members.leaving += u64::from(*gone != peer),
+            Event::Stalled { .. } => self.members.stalled += 1,
+            Event::Resumed { .. } => self.members.resumed += 1,
+            Event::Rerouted { to, .. } => {
+                self.members.rerouted += 1;
+                self.raced(*to);
+            }
+            Event::Redo { count, .. } => self.members.redone += count,
             Event::Durable { step, .. } => self.durable.push(step.0),
             Event::Started { step } => {
                 self.steps = step.0;
@@ -175,19 +219,28 @@ impl Tally {
                 let computed = self.computed.entry(peer).or_default();
                 *computed = computed.saturating_add(*took);
             }
-            Event::Duplicate { .. } => self.duplicates += 1,
+            Event::Duplicate { from, .. } => {
+                self.duplicates += 1;
+                self.raced(*from);
+            }
             Event::Refused { .. } => self.refused += 1,
             Event::Rejected { .. } => self.rejected += 1,
-            Event::LeaseExpired { .. } => self.expired += 1,
+            Event::LeaseExpired { .. } => {
+                self.expired += 1;
+                *self.members.raced.entry(StageId(0)).or_default() += 1;
+            }
             Event::PeerLost { .. } => self.lost_peers += 1,
             Event::Finished { outcome: Outcome::Failed { .. } } => self.failed += 1,
-            Event::Finished { outcome: Outcome::Done | Outcome::Stopped { .. } }
+            Event::Finished { outcome: Outcome::Done | Outcome::Stopped { .. } | Outcome::Left }
             | Event::Joined { .. }
+            | Event::Waiting { .. }
+            | Event::Trusted { .. }
             | Event::Leased { .. }
             | Event::Computed {
                 task:
                     TaskKind::Save
                     | TaskKind::Load
+                    | TaskKind::Export
                     | TaskKind::Snapshot
                     | TaskKind::Encode
                     | TaskKind::Reduce
@@ -201,6 +254,12 @@ impl Tally {
             | Event::Saved { .. }
             | Event::RefusedBy { .. }
             | Event::Draining { .. } => {}
+        }
+    }
+
+    fn raced(&mut self, peer: PeerId) {
+        if let Some(place) = self.outer.places.get(&peer) {
+            *self.members.raced.entry(place.stage).or_default() += 1;
         }
     }
 

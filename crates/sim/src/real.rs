@@ -3,7 +3,9 @@
 //! Owns engines, data and checkpoints of a simulation. Knows nothing of time, queues or links.
 
 use crate::agreement::carry_out;
-use crate::compute::{Compute, Fault, Updated, Work};
+use crate::compute::{Compute, Fault, Handover, Imported, Updated, Work};
+use crate::descent::Descent;
+use crate::disk::Disk;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,12 +14,12 @@ use tempfile::TempDir;
 use trestle_data::{Dataset, Microbatch};
 use trestle_model::device::{DeviceKind, threads};
 use trestle_model::engine::Engine;
-use trestle_model::input::{Duty, Mode, StageInput, StageOutput};
+use trestle_model::input::{Mode, StageInput, StageOutput};
 use trestle_model::outer::{Exchanged, Layout, Outer};
 use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, Split};
 use trestle_protocol::message::Start;
 use trestle_protocol::plan::Place;
-use trestle_protocol::port::Output;
+use trestle_protocol::port::{Duty, Output};
 use trestle_protocol::spec::{DataSource, RunSpec};
 use trestle_protocol::sync::task::{SyncDone, SyncTask};
 use trestle_protocol::time::Span;
@@ -44,6 +46,8 @@ struct Seat {
     outer: Option<Outer>,
     /// The engine's version at the last snapshot.
     snapshot: u64,
+    /// Microbatches over which the last gradient was averaged.
+    microbatches: u32,
 }
 
 impl World {
@@ -80,10 +84,11 @@ impl World {
         self.dataset.microbatch(split, data_index, size).map_err(|error| fault(&error))
     }
 
-    /// Returns where one of a place's two files of a checkpoint lies: the engine's, or that of the outer steps.
-    fn checkpoint(&self, place: Place, step: InnerStep, what: &str) -> PathBuf {
-        let Place { stage, replica } = place;
-        self.folder.path().join(format!("stage-{stage}-replica-{replica}-step-{step}-{what}.safetensors"))
+    /// Returns where one of a place's two files of a checkpoint lies on a disk: the engine's, or that of the outer steps.
+    fn checkpoint(&self, disk: &Disk, place: Place, step: InnerStep, what: &str) -> PathBuf {
+        let (Place { stage, replica }, owner) = (place, disk.owner);
+        let name = format!("peer-{owner}-stage-{stage}-replica-{replica}-step-{step}-{what}.safetensors");
+        self.folder.path().join(name)
     }
 }
 
@@ -115,52 +120,88 @@ impl Seat {
                 Some(Outer::new(config, layout, weights).map_err(|error| fault(&error))?)
             }
         };
-        Ok(Self { place, engine, outer, snapshot: 0 })
+        Ok(Self { place, engine, outer, snapshot: 0, microbatches: 1 })
     }
 
-    fn load(&mut self, world: &World, step: InnerStep, digest: Digest) -> Result<(), Fault> {
-        let path = world.checkpoint(self.place, step, ENGINE);
+    fn load(
+        &mut self,
+        world: &World,
+        disk: &Disk,
+        (step, digest, of): (InnerStep, Digest, Place),
+    ) -> Result<(), Fault> {
+        let path = world.checkpoint(disk, of, step, ENGINE);
         let mut found = trestle_model::checkpoint::inspect(&path).map_err(|error| fault(&error))?.digest;
         if let Some(outer) = &mut self.outer {
-            let beside = world.checkpoint(self.place, step, OUTER);
+            let beside = world.checkpoint(disk, of, step, OUTER);
             let other = trestle_model::checkpoint::inspect(&beside).map_err(|error| fault(&error))?.digest;
             found = both(found, other);
             outer.load(&beside).map_err(|error| fault(&error))?;
         }
         if Digest(found) != digest {
-            let Place { stage, replica } = self.place;
+            let Place { stage, replica } = of;
             return Err(Fault(format!(
                 "checkpoint of stage {stage}, replica {replica} at step {step} has not digest {digest}"
             )));
         }
         self.engine.load(&path).map_err(|error| fault(&error))?;
+        if let Some(outer) = self.outer.as_mut().filter(|_| of != self.place) {
+            // What another replica had trained since the last commit is its own to hand in.
+            outer.forget_owed();
+            let agreed = outer.layout().scatter(outer.anchor());
+            self.engine.set_masters(&agreed).map_err(|error| fault(&error))?;
+        }
         Ok(())
     }
 
-    fn save(&self, world: &World, step: InnerStep) -> Result<Digest, Fault> {
+    /// Takes over what live replicas of the stage sent.
+    fn take_over(&mut self, state: &Handover, digest: Digest) -> Result<Imported, Fault> {
+        let outer = self.outer.as_mut().expect("only replicas hand their state over");
+        if let Err(error) = outer.import_agreed(&state.agreed) {
+            return Ok(Imported::Unfit(error.to_string()));
+        }
+        let found = Digest(outer.weights_digest());
+        if found != digest {
+            return Ok(Imported::Unfit(format!("the weights have digest {found}, agreed was {digest}")));
+        }
+        let version = match self.engine.import_moments(&state.own) {
+            Ok(version) => version,
+            Err(error) => return Ok(Imported::Unfit(error.to_string())),
+        };
+        let agreed = outer.layout().scatter(outer.anchor());
+        self.engine.set_masters(&agreed).map_err(|error| fault(&error))?;
+        self.engine.set_version(version);
+        Ok(Imported::Held(InnerStep(version)))
+    }
+
+    fn save(&self, world: &World, disk: &mut Disk, step: InnerStep) -> Result<Digest, Fault> {
         let labels = BTreeMap::from([("step".to_owned(), step.to_string())]);
-        let path = world.checkpoint(self.place, step, ENGINE);
+        let path = world.checkpoint(disk, self.place, step, ENGINE);
         let mut digest = self.engine.save(&path, &labels).map_err(|error| fault(&error))?;
         if let Some(outer) = &self.outer {
-            let path = world.checkpoint(self.place, step, OUTER);
+            let path = world.checkpoint(disk, self.place, step, OUTER);
             digest = both(digest, outer.save(&path, &labels).map_err(|error| fault(&error))?);
         }
+        disk.write(self.place, step, Digest(digest), Bytes::new());
         Ok(Digest(digest))
     }
 
     fn snapshot(&mut self, step: OuterStep, microbatches: u32) -> Result<(), Fault> {
         let outer = self.outer.as_mut().expect("only replicas exchange");
-        let values = match outer.config().exchanged {
-            Exchanged::Weights => self.engine.masters(),
-            Exchanged::Gradients => self.engine.gradient_mean(microbatches),
+        let values = match (outer.config().exchanged, microbatches) {
+            (Exchanged::Weights, _) => self.engine.masters(),
+            // A replica that had no microbatch in the step has no gradient.
+            (Exchanged::Gradients, 0) => Ok(outer.layout().scatter(&vec![0.0; outer.layout().elements()])),
+            (Exchanged::Gradients, _) => self.engine.gradient_mean(microbatches),
         };
         let values = outer.layout().gather(&values.map_err(|error| fault(&error))?);
         outer.begin(step.0, values);
+        self.microbatches = microbatches.max(1);
         self.snapshot = self.engine.version();
         Ok(())
     }
 
-    fn adopt(&mut self, microbatches: u32) -> Result<(), Fault> {
+    fn adopt(&mut self) -> Result<(), Fault> {
+        let microbatches = self.microbatches;
         let outer = self.outer.as_mut().expect("only replicas exchange");
         let adopted = match outer.config().exchanged {
             Exchanged::Gradients => {
@@ -188,14 +229,38 @@ fn both(engine: [u8; 32], outer: [u8; 32]) -> [u8; 32] {
 }
 
 impl Compute for RealModel {
-    fn load(&mut self, place: Place, start: Start) -> Result<(), Fault> {
+    fn load(&mut self, place: Place, start: Start, disk: &Disk) -> Result<(), Fault> {
         let mut seat = Seat::new(&self.world, place)?;
         match start {
             Start::Fresh => {}
-            Start::Checkpoint { step, digest } => seat.load(&self.world, step, digest)?,
+            Start::Checkpoint { step, digest, of } => seat.load(&self.world, disk, (step, digest, of))?,
+            Start::Replicas { .. } => {
+                return Err(Fault("weights of other replicas are not on this disk".into()));
+            }
         }
         self.seat = Some(seat);
         Ok(())
+    }
+
+    fn export(&mut self, _: OuterStep) -> Result<Handover, Fault> {
+        let seat = self.seat();
+        let outer = seat.outer.as_ref().expect("only replicas hand their state over");
+        let agreed = outer.export_agreed().into();
+        let own = seat.engine.export_moments().map_err(|error| fault(&error))?.into();
+        Ok(Handover { agreed, own })
+    }
+
+    fn import(&mut self, place: Place, state: &Handover, digest: Digest) -> Result<Imported, Fault> {
+        let mut seat = Seat::new(&self.world, place)?;
+        let imported = seat.take_over(state, digest)?;
+        if matches!(imported, Imported::Held(_)) {
+            self.seat = Some(seat);
+        }
+        Ok(imported)
+    }
+
+    fn enter(&mut self, step: InnerStep) {
+        self.engine().set_version(step.0);
     }
 
     fn forward(&mut self, work: Work<'_>) -> Result<Output, Fault> {
@@ -210,36 +275,52 @@ impl Compute for RealModel {
         })
     }
 
-    fn backward(&mut self, work: Work<'_>, gradient: Option<&Bytes>) -> Result<Option<Bytes>, Fault> {
+    fn backward(
+        &mut self,
+        work: Work<'_>,
+        gradient: Option<&Bytes>,
+        duty: Duty,
+    ) -> Result<Option<Bytes>, Fault> {
+        let duty = match duty {
+            Duty::Train => trestle_model::input::Duty::Train,
+            Duty::Ghost => trestle_model::input::Duty::Ghost,
+        };
         let text = self.world.text(work.microbatch.split, work.data_index)?;
         let gradient = gradient.map(|bytes| &bytes[..]);
         let targets = Some(&text.targets[..]);
         let gradient =
-            self.engine().backward(number(work.microbatch), input(&text, &work), targets, gradient, Duty::Train);
+            self.engine().backward(number(work.microbatch), input(&text, &work), targets, gradient, duty);
         Ok(gradient.map_err(|error| fault(&error))?.map(Bytes::from))
     }
 
     fn step(&mut self, microbatches: u32) -> Result<Updated, Fault> {
-        let report = self.engine().step(microbatches).map_err(|error| fault(&error))?;
+        let report = match microbatches {
+            0 => self.engine().idle(),
+            _ => self.engine().step(microbatches),
+        };
+        let report = report.map_err(|error| fault(&error))?;
         Ok(Updated { gradient_norm: report.gradient_norm, learning_rate: report.learning_rate })
     }
 
-    fn save(&mut self, step: InnerStep) -> Result<Digest, Fault> {
+    fn save(&mut self, step: InnerStep, disk: &mut Disk) -> Result<Digest, Fault> {
         let world = Rc::clone(&self.world);
-        self.seat().save(&world, step)
+        self.seat().save(&world, disk, step)
+    }
+
+    fn descent(&self) -> Option<&Descent> {
+        None
     }
 
     fn agree(&mut self, task: SyncTask) -> Result<(SyncDone, u64), Fault> {
-        let microbatches = self.world.spec.pipeline.microbatches_per_step;
         let (seat, took) = (self.seat(), Span(0));
         let bytes = seat.outer.as_ref().map_or(0, |outer| 4 * outer.layout().elements() as u64);
         match task {
-            SyncTask::Snapshot { outer } => {
+            SyncTask::Snapshot { outer, microbatches } => {
                 seat.snapshot(outer, microbatches)?;
                 Ok((SyncDone::Snapshotted { outer, took }, bytes))
             }
             SyncTask::Adopt { outer } => {
-                seat.adopt(microbatches)?;
+                seat.adopt()?;
                 Ok((SyncDone::Adopted { outer, took }, bytes))
             }
             task @ (SyncTask::Encode { .. }

@@ -68,7 +68,7 @@ pub fn run_scenario_logged(
     let mut checks = Vec::new();
     for expectation in &script.expectations {
         let check = match &expectation.wanted {
-            Wanted::Number(..) | Wanted::Outcome(_) => expectation.check(&outcome),
+            Wanted::Number(..) | Wanted::Outcome(_) | Wanted::Laws => expectation.check(&outcome),
             Wanted::SameTwice => Some(same_twice(&script, &outcome)?),
             Wanted::Losses(reference) => Some(same_losses(&script, &outcome, *reference)?),
         };

@@ -38,7 +38,9 @@ pub fn train_whole(world: &World) -> Result<Losses, Fault> {
             trained.push(forward(world, &mut engine, &agenda, microbatch)?);
             let text = world.text(microbatch.split, agenda.data_index(microbatch))?;
             let input = StageInput::Tokens(&text.inputs);
-            engine.backward(index, input, Some(&text.targets), None, Duty::Train).map_err(|error| words(&error))?;
+            engine
+                .backward(index, input, Some(&text.targets), None, Duty::Train)
+                .map_err(|error| words(&error))?;
         }
         if !trained.is_empty() {
             engine.step(trained.len() as u32).map_err(|error| words(&error))?;

@@ -34,6 +34,22 @@ macro_rules! scenarios {
 scenarios! {
     async_four_stages
     async_real
+    churn_25_percent
+    churn_clock_skew
+    churn_coordinator
+    churn_cut
+    churn_disk_full
+    churn_duplicate
+    churn_empty_stage
+    churn_flapping
+    churn_freeze
+    churn_isolate
+    churn_join
+    churn_kill
+    churn_leave
+    churn_one_slot
+    churn_partition
+    churn_slow
     crash_and_resume
     dead_worker
     drain_and_resume
@@ -72,8 +88,8 @@ fn every_kept_seed_still_passes() {
             assert_eq!(line, "", "a line holds a scenario and a seed");
             continue;
         };
-        if name == "ring" {
-            // A ring that is drawn; the tests of the exchange run it.
+        if name == "ring" || name == "churn" {
+            // A ring or a churn that is drawn; tests of their own run them.
             continue;
         }
         run(name, Some(seed.trim().parse().expect("a seed is a whole number")));

@@ -2,6 +2,7 @@
 //!
 //! Owns the measures, how they are written, and the comparison. Knows nothing of how a swarm is run.
 
+use crate::laws;
 use crate::scenario::words::{self, ParseError};
 use crate::swarm::{Ending, SimOutcome};
 use std::fmt;
@@ -75,6 +76,26 @@ pub enum Measure {
     Excluded,
     /// Share of the time for which computing did not stand still for an outer step, at the worker where that is least.
     Utilisation,
+    /// (Microbatch, stage) pairs that are in no weights at the end, whatever the ledger says.
+    Missing,
+    /// Copies of (microbatch, stage) pairs in the weights at the end, beyond the first.
+    Extra,
+    /// Peers that took a place under way.
+    Seated,
+    /// Members that may have been gone.
+    Suspected,
+    /// Members that lost their place.
+    Removed,
+    /// Members that asked to leave.
+    Leaving,
+    /// How often a stage had no replica left.
+    Stalled,
+    /// How often one had a replica again.
+    Resumed,
+    /// Microbatches that went to another replica than before.
+    Rerouted,
+    /// Microbatches that were leased again because work at some stage was lost.
+    Redone,
 }
 
 /// Another way to train, whose losses must be the same, to the bit where nothing else is said.
@@ -101,6 +122,8 @@ pub enum Wanted {
     SameTwice,
     /// Every loss equals that of another way to train.
     Losses(Reference),
+    /// Every law holds.
+    Laws,
 }
 
 /// One expectation, as written.
@@ -132,7 +155,7 @@ pub enum Verdict {
     Missed,
 }
 
-const MEASURES: [(&str, Measure); 25] = [
+const MEASURES: [(&str, Measure); 35] = [
     ("steps", Measure::Steps),
     ("events", Measure::Events),
     ("lost", Measure::Lost),
@@ -158,9 +181,19 @@ const MEASURES: [(&str, Measure); 25] = [
     ("disagreed", Measure::Disagreed),
     ("excluded", Measure::Excluded),
     ("utilisation", Measure::Utilisation),
+    ("missing", Measure::Missing),
+    ("extra", Measure::Extra),
+    ("seated", Measure::Seated),
+    ("suspected", Measure::Suspected),
+    ("removed", Measure::Removed),
+    ("leaving", Measure::Leaving),
+    ("stalled", Measure::Stalled),
+    ("resumed", Measure::Resumed),
+    ("rerouted", Measure::Rerouted),
+    ("redone", Measure::Redone),
 ];
 
-const OUTCOMES: [&str; 6] = ["done", "stopped", "failed", "crashed", "stuck", "headless"];
+const OUTCOMES: [&str; 7] = ["done", "stopped", "left", "failed", "crashed", "stuck", "headless"];
 
 /// Longer relations first, so that `<=` is not read as `<`.
 const RELATIONS: [(&str, Relation); 5] = [
@@ -205,6 +238,7 @@ impl Expectation {
                 equal(known.then_some(Wanted::Outcome(words)), &hint)?
             }
             "digest" => equal((value == "same-twice").then_some(Wanted::SameTwice), "`digest=same-twice`")?,
+            "laws" => equal((value == "kept").then_some(Wanted::Laws), "`laws=kept`")?,
             "losses" => {
                 let hint = "`losses=` uninterrupted, unjittered, one-process or nearly-one-process";
                 equal(reference(value).map(Wanted::Losses), hint)?
@@ -213,7 +247,7 @@ impl Expectation {
                 let known = MEASURES.iter().find(|(name, _)| *name == measure).map(|(_, measure)| *measure);
                 let names: Vec<&str> = MEASURES.iter().map(|(name, _)| *name).collect();
                 let unknown =
-                    || error("is no measure", format!("outcome, digest, losses, {}", names.join(", ")));
+                    || error("is no measure", format!("outcome, digest, losses, laws, {}", names.join(", ")));
                 let measure = known.ok_or_else(unknown)?;
                 let number =
                     amount(measure, value).ok_or_else(|| error("has no number", hint_of(measure)))?;
@@ -235,6 +269,10 @@ impl Expectation {
                 let (words, said): (Vec<_>, Vec<_>) =
                     outcome.endings.iter().skip(skipped).map(ending).unzip();
                 (format!("outcome={}", said.join(", then ")), words == *want)
+            }
+            Wanted::Laws => {
+                let broken = laws::broken(outcome);
+                (if broken.is_empty() { "all".into() } else { broken.join("; ") }, broken.is_empty())
             }
             Wanted::SameTwice | Wanted::Losses(_) => return None,
         };
@@ -274,6 +312,16 @@ impl Measure {
             Measure::Disagreed => whole(tally.outer.disagreed),
             Measure::Excluded => whole(tally.outer.excluded),
             Measure::Utilisation => tally.outer.utilisation(),
+            Measure::Missing => whole(laws::missing(outcome)),
+            Measure::Extra => whole(laws::extra(outcome)),
+            Measure::Seated => whole(tally.members.seated),
+            Measure::Suspected => whole(tally.members.suspected),
+            Measure::Removed => whole(tally.members.removed),
+            Measure::Leaving => whole(tally.members.leaving),
+            Measure::Stalled => whole(tally.members.stalled),
+            Measure::Resumed => whole(tally.members.resumed),
+            Measure::Rerouted => whole(tally.members.rerouted),
+            Measure::Redone => whole(tally.members.redone),
         }
     }
 }
@@ -304,6 +352,7 @@ fn ending(ending: &Ending) -> (&'static str, String) {
     match ending {
         Ending::Left(Outcome::Done) => ("done", "done".into()),
         Ending::Left(Outcome::Stopped { step }) => ("stopped", format!("stopped at step {step}")),
+        Ending::Left(Outcome::Left) => ("left", "left".into()),
         Ending::Left(Outcome::Failed { reason }) => ("failed", format!("failed ({reason})")),
         Ending::Crashed => ("crashed", "crashed".into()),
         Ending::Headless => ("headless", "headless".into()),
@@ -325,13 +374,19 @@ fn reference(word: &str) -> Option<Reference> {
     }
 }
 
-fn amount(measure: Measure, value: &str) -> Option<f64> {
+/// What a measure is counted in.
+enum Unit {
+    Number,
+    Nats,
+    Seconds,
+    Share,
+}
+
+fn unit(measure: Measure) -> Unit {
     match measure {
-        Measure::Loss | Measure::Evaluation => words::real(value),
-        Measure::Time => words::span(value).map(|span| span.as_secs_f64()),
-        Measure::Busy | Measure::Utilisation => {
-            words::permille(value).map(|share| f64::from(share.0) / 1000.0)
-        }
+        Measure::Loss | Measure::Evaluation => Unit::Nats,
+        Measure::Time => Unit::Seconds,
+        Measure::Busy | Measure::Utilisation => Unit::Share,
         Measure::Steps
         | Measure::Events
         | Measure::Lost
@@ -344,6 +399,7 @@ fn amount(measure: Measure, value: &str) -> Option<f64> {
         | Measure::Failed
         | Measure::Durable
         | Measure::Staleness
+        | Measure::KeptBytes
         | Measure::Committed
         | Measure::Restored
         | Measure::Agreed
@@ -351,35 +407,34 @@ fn amount(measure: Measure, value: &str) -> Option<f64> {
         | Measure::Flawed
         | Measure::Disagreed
         | Measure::Excluded
-        | Measure::KeptBytes => words::number(value).map(|number| number as f64),
+        | Measure::Missing
+        | Measure::Extra
+        | Measure::Seated
+        | Measure::Suspected
+        | Measure::Removed
+        | Measure::Leaving
+        | Measure::Stalled
+        | Measure::Resumed
+        | Measure::Rerouted
+        | Measure::Redone => Unit::Number,
+    }
+}
+
+fn amount(measure: Measure, value: &str) -> Option<f64> {
+    match unit(measure) {
+        Unit::Nats => words::real(value),
+        Unit::Seconds => words::span(value).map(|span| span.as_secs_f64()),
+        Unit::Share => words::permille(value).map(|share| f64::from(share.0) / 1000.0),
+        Unit::Number => words::number(value).map(|number| number as f64),
     }
 }
 
 fn hint_of(measure: Measure) -> String {
-    let example = match measure {
-        Measure::Loss | Measure::Evaluation => "<2.5",
-        Measure::Time => "<60s",
-        Measure::Busy | Measure::Utilisation => ">90%",
-        Measure::Steps
-        | Measure::Events
-        | Measure::Lost
-        | Measure::Credited
-        | Measure::Duplicates
-        | Measure::Refused
-        | Measure::Rejected
-        | Measure::Expired
-        | Measure::LostPeers
-        | Measure::Failed
-        | Measure::Durable
-        | Measure::Staleness
-        | Measure::Committed
-        | Measure::Restored
-        | Measure::Agreed
-        | Measure::Apart
-        | Measure::Flawed
-        | Measure::Disagreed
-        | Measure::Excluded
-        | Measure::KeptBytes => "=0",
+    let example = match unit(measure) {
+        Unit::Nats => "<2.5",
+        Unit::Seconds => "<60s",
+        Unit::Share => ">90%",
+        Unit::Number => "=0",
     };
     format!("for example `{}{example}`", name(measure))
 }

@@ -3,11 +3,11 @@
 //! Owns the order of a file: settings, what is done to the swarm, when it runs, and after `----` what is expected. Knows
 //! nothing of how a swarm is run.
 
-use crate::fault::{Fault, Faults};
+use crate::fault::Faults;
 use crate::scenario::expectation::{Expectation, Reference, Wanted};
+use crate::scenario::faults;
 use crate::scenario::settings::{Kind, Settings, Taken};
-use crate::scenario::words::{self, Line, ParseError};
-use trestle_protocol::plan::Place;
+use crate::scenario::words::{Line, ParseError};
 use trestle_protocol::spec::Schedule;
 
 /// One running of the swarm.
@@ -36,10 +36,11 @@ const MICROBATCHES_MAX: u128 = 10_000_000_000;
 
 /// All verbs, for the hint about an unknown one.
 const VERBS: &str = "seed, stages, replicas, schedule, steps, microbatches, microbatch_size, in_flight, model, boundary, \
-    optimizer, retain, evaluate, checkpoint, data, sync, compute, link, slow, drain, crash, kill, hostile, train, resume";
+    optimizer, retain, evaluate, checkpoint, data, sync, compute, link, slow, drain, crash, kill, flap, freeze, cut, isolate, \
+    clock, disk_full, leave, join, spares, churn, noise, hostile, transport, train, resume";
 
 /// What each verb takes, for the hint about an unknown word.
-const TAKES: [(&str, &str); 15] = [
+const TAKES: [(&str, &str); 27] = [
     ("stages", "a number and layers="),
     ("schedule", "flush, or async and staleness="),
     ("model", "vocabulary=, width=, heads=, kv_heads=, ffn_width=, sequence_len="),
@@ -51,9 +52,21 @@ const TAKES: [(&str, &str); 15] = [
     ("compute", "cost or real, and forward=, backward=, step=, save=, load=, flops=, jitter="),
     ("sync", "every=, delay=, rule=, rate=, momentum=, ramp=, codec=, decay=, contribution=, copy=, beside="),
     ("link", "stage=, latency=, bandwidth=, uplink=, downlink=, jitter="),
-    ("slow", "stage=, factor="),
+    ("slow", "stage=, factor=; or with at= also replica=, for="),
     ("drain", "at="),
-    ("kill", "stage=, replica=, at="),
+    ("crash", "at="),
+    ("kill", "stage=, replica= or a name, restart=, disk=, at="),
+    ("flap", "stage=, replica= or a name, away=, back=, times=, at="),
+    ("freeze", "stage=, replica= or a name, for=, at="),
+    ("cut", "two groups of names, for=, at="),
+    ("isolate", "stage=, replica= or a name, for=, at="),
+    ("clock", "stage=, replica= or a name, ppm=, ahead=, at="),
+    ("disk_full", "stage=, replica= or a name, for=, at="),
+    ("leave", "stage=, replica= or a name, notice=, at="),
+    ("join", "stage=, count=, at="),
+    ("churn", "hourly=, replaced_after=, deaths="),
+    ("noise", "duplicate=, late=, by="),
+    ("transport", "lost_after=, silence="),
     ("hostile", "every="),
 ];
 
@@ -95,19 +108,6 @@ impl Script {
         let known = TAKES.iter().find(|(verb, _)| *verb == line.verb).map_or("", |(_, takes)| *takes);
         let begun = !self.runnings.is_empty();
         match line.verb {
-            "drain" => plan(&mut line, faults, Fault::Drain)?,
-            "crash" => plan(&mut line, faults, Fault::Crash)?,
-            "kill" => {
-                let missing = line.error("stage", "is missing", "for example `kill stage=1 at=step:5`");
-                let stage = self.settings.stage(&mut line)?.ok_or(missing)?;
-                let replica = self.settings.replica(&mut line)?;
-                plan(&mut line, faults, Fault::Kill { place: Place { stage, replica } })?;
-            }
-            "hostile" => {
-                let missing = line.error("every", "is missing", "for example `hostile every=20ms`");
-                let positive = |word: &str| words::span(word).filter(|span| span.0 > 0);
-                faults.stranger_every = Some(line.value("every", positive, "20ms")?.ok_or(missing)?);
-            }
             "train" if begun => {
                 return Err(line.error("train", "comes a second time", "go on with `resume`"));
             }
@@ -115,18 +115,24 @@ impl Script {
                 return Err(line.error("resume", "has nothing to go on from", "begin with `train`"));
             }
             "train" | "resume" => self.runnings.push(Running { faults: std::mem::take(faults) }),
-            verb if begun => {
-                let problem = "comes after `train`, when the run is settled";
-                return Err(line.error(verb, problem, "settings come before the first `train`"));
-            }
-            verb => match self.settings.take(&mut line)? {
-                Taken::Set => {}
-                Taken::NotMine => {
-                    return Err(line.error(verb, "is no verb", format!("the verbs are {VERBS}")));
-                }
-            },
+            verb => self.other(verb, &mut line, faults)?,
         }
         line.end(known)
+    }
+
+    /// Carries out a verb that does something to the swarm or sets something.
+    fn other(&mut self, verb: &str, line: &mut Line<'_>, faults: &mut Faults) -> Result<(), ParseError> {
+        if faults::take(line, &self.settings, faults)? == Taken::Set {
+            return Ok(());
+        }
+        if !self.runnings.is_empty() {
+            let problem = "comes after `train`, when the run is settled";
+            return Err(line.error(verb, problem, "settings come before the first `train`"));
+        }
+        match self.settings.take(line)? {
+            Taken::Set => Ok(()),
+            Taken::NotMine => Err(line.error(verb, "is no verb", format!("the verbs are {VERBS}"))),
+        }
     }
 
     fn check_whole(&self, line: usize, faults: &Faults) -> Result<(), ParseError> {
@@ -179,17 +185,13 @@ impl Script {
     }
 }
 
-fn plan(line: &mut Line<'_>, faults: &mut Faults, fault: Fault) -> Result<(), ParseError> {
-    let missing = line.error("at", "is missing", "for example `at=step:20` or `at=1.5s`");
-    let when = line.value("at", words::when, "step:20")?.ok_or(missing)?;
-    faults.planned.push((when, fault));
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::When;
+    use crate::fault::{Fault, Restart, When, Whom};
+    use trestle_protocol::ids::{ReplicaId, StageId};
+    use trestle_protocol::plan::Place;
+    use trestle_protocol::time::Span;
 
     const SCENARIO: &str = "
         stages 2 layers=2          # two peers
@@ -213,6 +215,38 @@ mod tests {
         assert_eq!((script.runnings.len(), script.expectations.len()), (2, 3));
         let other = Script::read(SCENARIO, Some(9)).expect("reads");
         assert_eq!((script.settings.spec.seed, other.settings.spec.seed), (3, 9));
+    }
+
+    #[test]
+    fn faults_name_whom_they_strike_and_when() {
+        let text = "
+            replicas 2
+            kill stage=1 replica=all at=step:3 restart=2s
+            kill coordinator at=1s
+            cut 0.1,2 coordinator,peer:9 at=2s for=4s
+            slow 3.0 factor=4 for=9s at=5s
+            spares 2
+            train
+            ----
+            outcome=done";
+        let script = Script::read(text, None).expect("reads");
+        let faults = &script.runnings[0].faults;
+        let holder =
+            |stage, replica| Whom::Holder(Place { stage: StageId(stage), replica: ReplicaId(replica) });
+        let cut = |from, to| (When::After(Span::seconds(2)), Fault::Cut { from, to, span: Span::seconds(4) });
+        let restart = Some(Restart { after: Span::seconds(2), disk: crate::fault::DiskFate::Kept });
+        let slow = Fault::Slow { whom: holder(3, 0), factor: 4, span: Span::seconds(9) };
+        let want = [
+            (When::Steps(3), Fault::Kill { whom: Whom::Stage(StageId(1)), restart }),
+            (When::After(Span::seconds(1)), Fault::Kill { whom: Whom::Coordinator, restart: None }),
+            cut(holder(0, 1), Whom::Coordinator),
+            cut(holder(0, 1), Whom::Peer(9)),
+            cut(Whom::Stage(StageId(2)), Whom::Coordinator),
+            cut(Whom::Stage(StageId(2)), Whom::Peer(9)),
+            (When::After(Span::seconds(5)), slow),
+        ];
+        assert_eq!(faults.planned, want);
+        assert_eq!(faults.spares, 2);
     }
 
     #[test]
@@ -243,6 +277,20 @@ mod tests {
                 "`compute real`",
             ),
             ("steps 9_999_999_999\ntrain\n----\nlost=0", "line 4: `steps` times microbatches is", "shorter"),
+            ("kill at=1s", "line 1: `stage` is missing", "stage=1 replica=2"),
+            ("kill 9.0 at=1s", "line 1: `9.0` does not exist, the run has 4 stages of 1", "peer:5"),
+            ("kill somebody at=1s", "line 1: `somebody` names nobody", "coordinator"),
+            ("kill 1 at=1s disk=lost", "line 1: `disk` is of no use", "restart=5s"),
+            ("kill 1 at=1s restart=1s disk=new", "line 1: `disk=new` cannot be read", "disk=lost"),
+            ("freeze 1 at=1s", "line 1: `for` is missing", "for=10s"),
+            ("cut 1 at=1s for=1s", "line 1: `cut` lacks a word", "two groups"),
+            ("cut 1 2.x at=1s for=1s", "line 1: `2.x` names nobody", "1.2"),
+            ("clock 1 ppm=fast at=1s", "line 1: `ppm=fast` cannot be read", "ppm=-200"),
+            ("leave 1 at=1s", "line 1: `notice` is missing", "notice=30s"),
+            ("join stage=7 at=1s", "line 1: `stage=7` does not exist", "`stages N`"),
+            ("flap 1 away=1s back=1s times=0 at=1s", "line 1: `times=0` cannot be read", "times=5"),
+            ("churn hourly=5% deaths=2", "line 1: `replaced_after` is missing", "replaced_after=30s"),
+            ("noise duplicates=5%", "line 1: `duplicates` is nothing that `noise` knows", "duplicate="),
             ("kill stage=1 replica=1 at=1s", "line 1: `replica=1` does not exist", "`replicas N`"),
             ("sync every=2 delay=2\ntrain\n----\nlost=0", "line 4: `sync` goes over", "below `every=`"),
         ];

@@ -68,6 +68,16 @@ impl<'a> Line<'a> {
         ParseError { line: self.number, word: word.into(), problem: problem.into(), hint: hint.into() }
     }
 
+    /// Returns whether a key is given.
+    pub fn has(&self, key: &str) -> bool {
+        self.pair(key).is_some()
+    }
+
+    /// Returns the value of a key, without taking it.
+    pub fn pair(&self, key: &str) -> Option<&'a str> {
+        self.pairs.iter().find(|(known, _)| *known == key).map(|(_, word)| *word)
+    }
+
     /// Takes the next plain word, if there is one.
     pub fn plain(&mut self) -> Option<&'a str> {
         if self.plain.is_empty() { None } else { Some(self.plain.remove(0)) }
@@ -202,6 +212,13 @@ pub fn permille(word: &str) -> Option<Permille> {
     (thousandths <= 1000.0).then_some(Permille(thousandths as u32))
 }
 
+/// Reads by how many parts in a million a clock is off: `200`, `-200`; none runs at half or twice the pace.
+pub fn ppm(word: &str) -> Option<i64> {
+    let (sign, digits) = word.strip_prefix('-').map_or((1, word), |digits| (-1, digits));
+    let size = number(digits).and_then(|number| i64::try_from(number).ok())?;
+    (size < 500_000).then_some(sign * size)
+}
+
 /// Reads a moment: `step:20` when 20 steps are complete, or a length of time after the start.
 pub fn when(word: &str) -> Option<When> {
     match word.strip_prefix("step:") {
@@ -243,6 +260,7 @@ mod tests {
             [Some(Rate(2_000_000_000)), None, Some(Rate(0))]
         );
         assert_eq!([permille("12.5%"), permille("101%")], [Some(Permille(125)), None]);
+        assert_eq!([ppm("200"), ppm("-3"), ppm("500000"), ppm("--1")], [Some(200), Some(-3), None, None]);
         assert_eq!([number("10_000"), number("-1"), number("")], [Some(10_000), None, None]);
         assert_eq!(
             [when("step:20"), when("12s"), when("step:0")],

@@ -1,0 +1,42 @@
+//! Scenarios of peers that come and go which nobody wrote, and those of them that once failed.
+
+use std::fs;
+use std::path::Path;
+use trestle_sim::churn::{draw, run_drawn};
+use trestle_sim::run_scenario_logged;
+
+/// Drawn scenarios in each run of the test.
+const DRAWN: u64 = 300;
+
+fn run(number: u64) {
+    if let Err(failure) = run_drawn(number) {
+        panic!("{failure}\n{}\nrepeat with: {}", failure.details, failure.repeat());
+    }
+}
+
+#[test]
+fn every_drawn_churn_ends_with_all_work_done_once() {
+    (0..DRAWN).for_each(run);
+}
+
+#[test]
+fn every_kept_churn_still_passes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sim/seeds.txt");
+    let text = fs::read_to_string(path).expect("the repository keeps its seeds");
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    for number in lines.filter_map(|line| line.strip_prefix("churn ")) {
+        run(number.trim().parse().expect("a seed is a whole number"));
+    }
+}
+
+#[test]
+fn the_same_churn_gives_the_same_log() {
+    for number in [1, 2, 5, 11] {
+        let logs = [(); 2].map(|()| {
+            let mut log = Vec::new();
+            run_scenario_logged(&draw(number), None, &mut log).expect("the scenario runs");
+            log
+        });
+        assert!(!logs[0].is_empty() && logs[0] == logs[1], "churn {number} gives two logs");
+    }
+}
