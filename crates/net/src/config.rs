@@ -10,9 +10,14 @@ use trestle_protocol::spec::RunSpec;
 /// Longest handshake. Three round trips at 400 ms and a lost packet in each stay below.
 pub const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Longest silence of a peer that still counts as connected: three heartbeats of 5 s may be lost. The transport allows
-/// no more.
-pub const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Longest silence of a peer that still counts as connected: two heartbeats of 2 s may be lost. The coordinator's own
+/// detector removes a silent peer after about as long; a connection that outlives its peer only holds up what is sent to it.
+/// The transport allows at most 15 s.
+pub const SILENCE_MAX: Duration = Duration::from_secs(6);
+
+/// How old our own dial, or connection, may be and still be kept when the peer dials us: two peers that dial each other at
+/// the same moment meet within a round trip. One that dials later has lost us, or listens somewhere else by now.
+pub const CROSSING_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// Tries to win a lost peer back: with the waits below they span 13 s, in which a process can restart.
 pub const REDIALS_MAX: u32 = 6;

@@ -15,6 +15,7 @@ use crate::outbox::{NoRoom, Urgency};
 use crate::session::Session;
 use crate::switchboard::{Phase, Switchboard};
 use iroh::SecretKey;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -59,6 +60,11 @@ impl Net {
     /// Returns where others reach this peer.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Returns the sockets that this peer listens on.
+    pub fn bound(&self) -> Vec<SocketAddr> {
+        self.board.endpoint.bound_sockets()
     }
 
     /// Returns the run's spec; `None` for a candidate that has not dialled a member yet.

@@ -14,7 +14,7 @@ use crate::outbox::Outbox;
 use crate::writer::{self, SharedQueue};
 use iroh::endpoint::{Connection, RecvStream, SendStream, WriteError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::{JoinError, JoinSet};
@@ -49,6 +49,7 @@ pub(crate) struct Session {
     pub(crate) peer: PeerId,
     pub(crate) incarnation: Incarnation,
     pub(crate) dialler: Dialler,
+    pub(crate) since: Instant,
     pub(crate) outbox: Outbox,
     pub(crate) totals: Arc<Totals>,
     pub(crate) connection: Connection,
@@ -88,7 +89,9 @@ impl Session {
         spawn_writers(&mut writers, bulk, queues.bulk);
         let writers = Mutex::new(writers);
         let finished = Semaphore::new(0);
-        let session = Self { peer, incarnation, dialler, outbox, totals, connection, writers, finished };
+        let since = Instant::now();
+        let session =
+            Self { peer, incarnation, dialler, since, outbox, totals, connection, writers, finished };
         Ok((session, Unread(unread)))
     }
 

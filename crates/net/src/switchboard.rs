@@ -6,7 +6,7 @@
 //! hold a connection that it made has lost that one; a peer of another incarnation was started anew. Both are let in,
 //! and take the place of the old connection.
 
-use crate::config::{Limits, Membership};
+use crate::config::{CROSSING_AGE_MAX, Limits, Membership};
 use crate::counters::{Counters, Totals};
 use crate::event::NetEvent;
 use crate::greeting::Incarnation;
@@ -15,6 +15,7 @@ use iroh::Endpoint;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use trestle_protocol::ids::PeerId;
 
@@ -46,6 +47,8 @@ pub(crate) enum Phase {
 struct Entry {
     session: Option<Arc<Session>>,
     dialling: usize,
+    /// When the dial that is under way began.
+    dialling_since: Instant,
     accepting: usize,
     totals: Arc<Totals>,
     /// Changes whenever a connection or an attempt begins or ends.
@@ -114,6 +117,7 @@ impl Switchboard {
             None => {}
         }
         entry.dialling += 1;
+        entry.dialling_since = Instant::now();
         DialStart::Go(Attempt { board: Arc::clone(self), peer, dialler: Dialler::Us }, changes)
     }
 
@@ -128,9 +132,13 @@ impl Switchboard {
         match &entry.session {
             Some(session) if session.is_over() => {}
             Some(session) if session.dialler == Dialler::Us && session.incarnation == incarnation => {
+                if is_young(session.since) {
+                    return AcceptStart::Crossed;
+                }
+            }
+            None if entry.dialling > 0 && self.id < peer && is_young(entry.dialling_since) => {
                 return AcceptStart::Crossed;
             }
-            None if entry.dialling > 0 && self.id < peer => return AcceptStart::Crossed,
             None if connected >= self.limits.peers_max => return AcceptStart::Crowded { connected },
             Some(_) | None => {}
         }
@@ -227,6 +235,7 @@ impl Entry {
         Self {
             session: None,
             dialling: 0,
+            dialling_since: Instant::now(),
             accepting: 0,
             totals: Arc::new(Totals::default()),
             changed: watch::Sender::new(()),
@@ -236,6 +245,10 @@ impl Entry {
     fn is_busy(&self) -> bool {
         self.session.is_some() || self.dialling + self.accepting > 0
     }
+}
+
+fn is_young(since: Instant) -> bool {
+    since.elapsed() < CROSSING_AGE_MAX
 }
 
 impl Drop for Attempt {

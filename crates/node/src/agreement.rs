@@ -10,8 +10,10 @@ use std::thread;
 use std::time::Instant;
 
 use trestle_model::engine::Engine;
+use trestle_model::error::ModelError;
+use trestle_model::handover::HandoverError;
 use trestle_model::outer::{Exchanged, Layout, Outer, OuterError};
-use trestle_protocol::ids::OuterStep;
+use trestle_protocol::ids::{Digest, OuterStep};
 use trestle_protocol::port::Input;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::sync::task::SyncTask;
@@ -19,21 +21,22 @@ use trestle_protocol::time::Span;
 use trestle_settings::model::outer_config;
 use trestle_settings::outer;
 
+use crate::generation::{Generation, Stamped};
 use crate::words::with_hint;
 
 /// Where the two threads find the state; empty until a stage is loaded.
 #[derive(Debug, Default)]
-pub struct Shelf(Mutex<Option<Outer>>);
+pub(crate) struct Shelf(Mutex<Option<Outer>>);
 
 impl Shelf {
     /// Puts the state there.
-    pub fn put(&self, outer: Outer) {
+    pub(crate) fn put(&self, outer: Outer) {
         *self.lock() = Some(outer);
     }
 
     /// Works on the state. The core orders the work of the two threads; the lock is never waited for longer than a copy
     /// takes.
-    pub fn with<T>(&self, work: impl FnOnce(&mut Outer) -> T) -> T {
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Outer) -> T) -> T {
         work(self.lock().as_mut().expect("the core loads a stage before it exchanges"))
     }
 
@@ -43,14 +46,66 @@ impl Shelf {
     }
 }
 
+/// Whose debts a state has that is taken over from a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Debts {
+    /// This place's: they are still owed.
+    Ours,
+    /// Another replica's: they are not ours to pay.
+    Theirs,
+}
+
+/// Where the state of the outer steps comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Origin<'a> {
+    /// The engine's weights.
+    Weights,
+    /// A file.
+    File(&'a Path, Debts),
+}
+
 /// The engine's end of the outer steps.
 pub(crate) struct Agreement {
     shelf: Arc<Shelf>,
     layout: Layout,
     exchanged: Exchanged,
+    /// Microbatches that the mean gradient counts for.
     microbatches: u32,
     /// The engine's version at the last snapshot.
     version: u64,
+}
+
+/// A state that is not in use yet, so that it can be given up.
+pub(crate) struct Prepared {
+    outer: Outer,
+    layout: Layout,
+    exchanged: Exchanged,
+    version: u64,
+}
+
+impl Prepared {
+    /// Takes over what other replicas agreed on, and gives the weights to go on from, parameter by parameter.
+    pub(crate) fn import(&mut self, agreed: &[u8]) -> Result<Vec<Vec<f32>>, HandoverError> {
+        self.outer.import_agreed(agreed)?;
+        Ok(self.agreed_weights())
+    }
+
+    /// Returns the weights that the replicas agreed on last, parameter by parameter.
+    pub(crate) fn agreed_weights(&self) -> Vec<Vec<f32>> {
+        self.layout.scatter(self.outer.anchor())
+    }
+
+    /// Names the weights to go on from.
+    pub(crate) fn weights_digest(&self) -> Digest {
+        Digest(self.outer.weights_digest())
+    }
+
+    /// Puts the state into use.
+    pub(crate) fn shelve(self, shelf: Arc<Shelf>) -> Agreement {
+        let Self { outer, layout, exchanged, version } = self;
+        shelf.put(outer);
+        Agreement { shelf, layout, exchanged, microbatches: 1, version }
+    }
 }
 
 impl Agreement {
@@ -58,30 +113,45 @@ impl Agreement {
     pub(crate) fn open(
         spec: &RunSpec,
         engine: &Engine,
-        shelf: Arc<Shelf>,
-        file: Option<&Path>,
-    ) -> Result<Option<Self>, String> {
+        origin: Origin<'_>,
+    ) -> Result<Option<Prepared>, String> {
         let Some(config) = outer_config(spec) else { return Ok(None) };
         let layout = Layout::new(&engine.exchange_shapes());
         let exchanged = config.exchanged;
         let masters = engine.masters().map_err(|error| with_hint(&error, error.hint()))?;
         let fail = |error: OuterError| with_hint(&error, error.hint());
         let mut outer = Outer::new(config, layout.clone(), layout.gather(&masters)).map_err(fail)?;
-        if let Some(file) = file {
+        if let Origin::File(file, debts) = origin {
             outer.load(file).map_err(|error| with_hint(&error, error.hint()))?;
+            if debts == Debts::Theirs {
+                outer.forget_owed();
+            }
         }
-        shelf.put(outer);
-        let microbatches = spec.pipeline.microbatches_per_step;
-        Ok(Some(Self { shelf, layout, exchanged, microbatches, version: engine.version() }))
+        Ok(Some(Prepared { outer, layout, exchanged, version: engine.version() }))
+    }
+
+    /// Returns what all replicas share after the last commit.
+    pub(crate) fn export(&self) -> Vec<u8> {
+        self.shelf.with(|state| state.export_agreed())
     }
 
     /// Copies what is exchanged.
-    pub(crate) fn snapshot(&mut self, outer: OuterStep, engine: &mut Engine) -> Result<(), String> {
-        let values = match self.exchanged {
-            Exchanged::Weights => engine.masters(),
-            Exchanged::Gradients => engine.gradient_mean(self.microbatches),
+    pub(crate) fn snapshot(
+        &mut self,
+        outer: OuterStep,
+        microbatches: u32,
+        engine: &mut Engine,
+    ) -> Result<(), String> {
+        let gathered = |values: Result<Vec<Vec<f32>>, ModelError>| {
+            values.map(|values| self.layout.gather(&values)).map_err(|error| with_hint(&error, error.hint()))
         };
-        let values = self.layout.gather(&values.map_err(|error| with_hint(&error, error.hint()))?);
+        let values = match (self.exchanged, microbatches) {
+            (Exchanged::Weights, _) => gathered(engine.masters())?,
+            (Exchanged::Gradients, 0) => vec![0.0; self.layout.elements()],
+            (Exchanged::Gradients, summed) => gathered(engine.gradient_mean(summed))?,
+        };
+        // Even without a microbatch of its own, the replica takes the step with the mean of the others.
+        self.microbatches = microbatches.max(1);
         self.version = engine.version();
         self.shelf.with(|state| state.begin(outer.0, values));
         Ok(())
@@ -114,20 +184,27 @@ impl Agreement {
     }
 }
 
-/// Starts the thread that encodes, reduces and stages. It ends when the sender of tasks is dropped.
+/// Starts the thread that encodes, reduces and stages. It ends when the sender of tasks is dropped; tasks of a former seat are
+/// not begun.
 ///
 /// # Errors
 /// The system has no thread left.
-pub fn start(
+pub(crate) fn start(
     shelf: Arc<Shelf>,
-    answer: impl Fn(Input) + Send + 'static,
-) -> std::io::Result<mpsc::Sender<SyncTask>> {
-    let (tasks, queue) = mpsc::channel();
+    generation: Generation,
+    answer: impl Fn(Stamped<Input>) + Send + 'static,
+) -> std::io::Result<mpsc::Sender<Stamped<SyncTask>>> {
+    let (tasks, queue) = mpsc::channel::<Stamped<SyncTask>>();
     thread::Builder::new().name("outer".into()).spawn(move || {
-        for task in queue {
-            answer(
-                shelf.with(|outer| carry_out(outer, task)).unwrap_or_else(|reason| Input::Faulted { reason }),
-            );
+        for stamped in queue {
+            let stamp = stamped.generation;
+            let Some(task) = generation.current(stamped) else { continue };
+            // Answered under the lock: a copy of the state that is made after a commit is also heard of after it.
+            shelf.with(|outer| {
+                let done = carry_out(outer, task);
+                let what = done.unwrap_or_else(|reason| Input::Faulted { reason });
+                answer(Stamped { generation: stamp, what });
+            });
         }
     })?;
     Ok(tasks)

@@ -5,6 +5,7 @@
 //! ```text
 //! DIR/run.toml                               the run file (written by the command line)
 //! DIR/state.sqlite                           the coordinator's state
+//! DIR/coordinator/port                       where the coordinator listened last
 //! DIR/NAME/key                               a node's secret key, 64 hexadecimal digits
 //! DIR/NAME/events.jsonl[.1 .. ]              a node's event log
 //! DIR/checkpoints/stage-3/step-00000020.safetensors            of its first replica
@@ -73,6 +74,17 @@ impl Directory {
         state_path(&self.root)
     }
 
+    /// Reads the port at which the node listened last, if it was kept.
+    pub fn port(&self) -> Option<u16> {
+        fs::read_to_string(self.node.join("port")).ok()?.trim().parse().ok()
+    }
+
+    /// Keeps the port at which the node listens, so that it is found there again when it comes back.
+    pub fn keep_port(&self, port: u16) -> Result<(), DirectoryError> {
+        let path = self.node.join("port");
+        fs::write(&path, format!("{port}\n")).map_err(|source| io_error("write", &path, source))
+    }
+
     /// Returns where the event log is.
     pub fn events(&self) -> PathBuf {
         self.node.join("events.jsonl")
@@ -117,6 +129,23 @@ impl Directory {
         Ok(())
     }
 
+    /// Lists the places of which there are checkpoints here, each with the steps of its files, the latest first.
+    pub fn places(&self) -> Vec<(Place, Vec<InnerStep>)> {
+        let Ok(folders) = fs::read_dir(self.root.join("checkpoints")) else { return Vec::new() };
+        let mut places: Vec<_> = folders
+            .filter_map(|folder| {
+                let folder = folder.ok()?.path();
+                let place = place_in(&folder)?;
+                let files = fs::read_dir(&folder).ok()?;
+                let mut steps: Vec<_> = files.filter_map(|file| step_in(&file.ok()?.path())).collect();
+                steps.sort_by(|a, b| b.cmp(a));
+                Some((place, steps))
+            })
+            .collect();
+        places.sort();
+        places
+    }
+
     /// Reads the node's key, or makes one from the system's randomness; only its owner may read the file.
     pub fn key(&self) -> Result<SigningKey, DirectoryError> {
         let path = self.node.join("key");
@@ -159,6 +188,13 @@ fn place_path(root: &Path, place: Place) -> PathBuf {
         ReplicaId(_) => format!("stage-{stage}-replica-{replica}"),
     };
     root.join("checkpoints").join(folder)
+}
+
+/// Reads the place out of the name of its folder.
+fn place_in(folder: &Path) -> Option<Place> {
+    let name = folder.file_name()?.to_str()?.strip_prefix("stage-")?;
+    let (stage, replica) = name.split_once("-replica-").unwrap_or((name, "0"));
+    Some(Place { stage: StageId(stage.parse().ok()?), replica: ReplicaId(replica.parse().ok()?) })
 }
 
 /// Reads the step out of a checkpoint's file name.
@@ -235,5 +271,16 @@ mod tests {
         let outer = |step| directory.outer(place(0), InnerStep(step)).exists();
         assert!(other.exists() && outer(100) && !outer(5), "replicas do not share files");
         assert_eq!(steps_of(root.path(), StageId(1)), [InnerStep(20), InnerStep(100)]);
+        let latest_first = vec![InnerStep(100), InnerStep(20)];
+        assert_eq!(directory.places(), [(place(0), latest_first), (place(1), vec![InnerStep(5)])]);
+    }
+
+    #[test]
+    fn a_port_is_kept_for_the_next_start() {
+        let root = tempfile::tempdir().unwrap();
+        let open = || Directory::open(root.path(), "coordinator").unwrap();
+        assert_eq!(open().port(), None);
+        open().keep_port(4433).unwrap();
+        assert_eq!(open().port(), Some(4433));
     }
 }

@@ -3,16 +3,22 @@
 //! Owns effects, and the one compute thread of a process. It may not know arguments, terminals or HTML, and it decides
 //! nothing.
 
-pub mod agreement;
+mod agreement;
 mod compute;
 pub mod directory;
 mod driver;
 pub mod error;
 pub mod event_log;
+mod generation;
+mod held;
+mod job;
+mod links;
 pub mod rehearsal;
 pub mod roles;
+mod seat;
+pub mod standing;
 pub mod state;
 mod words;
 
-pub use compute::open_data;
-pub use driver::Watch;
+pub use driver::{Request, Watch};
+pub use seat::open_data;

@@ -21,11 +21,13 @@ use trestle_protocol::time::Span;
 use trestle_settings::model::outer_config;
 
 use crate::agreement::{self, Shelf};
-use crate::compute::Job;
 use crate::directory::Directory;
-use crate::driver::{Driver, Watch};
+use crate::driver::{Answer, Driver, Request, Watch, Workshop};
 use crate::error::NodeError;
 use crate::event_log::EventLog;
+use crate::generation::{Generation, Stamped};
+use crate::job::Job;
+use crate::links::Links;
 use crate::state::State;
 use crate::words::with_hint;
 
@@ -68,8 +70,20 @@ impl BoundHost {
         let ticket = Ticket { coordinator: net.id(), address: net.address().clone(), run_digest };
         let node = Node::host(spec, net.id());
         let (answer, answers) = mpsc::unbounded_channel();
-        let (jobs, tasks, state) = (None, None, Some(state));
-        let driver = Driver { node, net, network, answers, answer, jobs, tasks, state, log, watch, began };
+        let driver = Driver {
+            node,
+            net,
+            network,
+            answers,
+            answer,
+            links: Links::default(),
+            workshop: None,
+            state: Some(state),
+            log,
+            watch,
+            observer: None,
+            began,
+        };
         Ok(Self { ticket, driver })
     }
 
@@ -82,8 +96,8 @@ impl BoundHost {
     ///
     /// # Errors
     /// The event log cannot be written; all else is an outcome.
-    pub async fn run(self, stop: mpsc::Receiver<()>) -> Result<Outcome, NodeError> {
-        self.driver.run(None, stop).await
+    pub async fn run(self, requests: mpsc::Receiver<Request>) -> Result<Outcome, NodeError> {
+        self.driver.run(requests).await
     }
 }
 
@@ -105,7 +119,10 @@ pub struct GuestOptions {
 ///
 /// # Errors
 /// The directory, the socket or the host cannot be used; what happens later is an outcome.
-pub async fn take_part(options: GuestOptions, stop: mpsc::Receiver<()>) -> Result<Outcome, NodeError> {
+pub async fn take_part(
+    options: GuestOptions,
+    requests: mpsc::Receiver<Request>,
+) -> Result<Outcome, NodeError> {
     let began = Instant::now();
     let GuestOptions { ticket, directory, name, listen, watch } = options;
     let directory = Directory::open(&directory, &name)?;
@@ -117,31 +134,47 @@ pub async fn take_part(options: GuestOptions, stop: mpsc::Receiver<()>) -> Resul
     let log = EventLog::open(&directory.events(), net.id()).map_err(NodeError::EventLog)?;
     let (answer, answers) = mpsc::unbounded_channel();
     let shelf = Arc::new(Shelf::default());
+    let generation = Generation::default();
     let answering = || {
         let answer = answer.clone();
         // The driver may have ended while the last job ran.
-        move |input| drop(answer.send(input))
+        move |input| drop(answer.send(Answer::Computed(input)))
     };
-    let tasks = agreement::start(Arc::clone(&shelf), answering()).map_err(NodeError::Thread)?;
+    let tasks = agreement::start(Arc::clone(&shelf), generation.clone(), answering());
+    let tasks = tasks.map_err(NodeError::Thread)?;
     let jobs = start(spec.clone(), shelf, answering()).map_err(NodeError::Thread)?;
-    let join = Join { address: net.address().to_bytes().into(), stage: None, device: name, peak_flops: 0 };
+    let address = net.address().to_bytes().into();
+    let join = Join { address, stage: None, device: name, peak_flops: 0, held: Vec::new() };
     let node = Node::guest(&spec, net.id(), ticket.coordinator, join);
-    let (jobs, tasks, state) = (Some(jobs), Some(tasks), None);
-    let driver = Driver { node, net, network, answers, answer, jobs, tasks, state, log, watch, began };
-    driver.run(Some(Input::Connected { peer: ticket.coordinator }), stop).await
+    let driver = Driver {
+        node,
+        net,
+        network,
+        answers,
+        answer,
+        links: Links::default(),
+        workshop: Some(Workshop { generation, jobs, tasks }),
+        state: None,
+        log,
+        watch,
+        observer: None,
+        began,
+    };
+    driver.run(requests).await
 }
 
 /// Starts the thread that stands for training.
 fn start(
     spec: RunSpec,
     shelf: Arc<Shelf>,
-    answer: impl Fn(Input) + Send + 'static,
-) -> std::io::Result<jobs::Sender<Job>> {
-    let (sender, queue) = jobs::channel();
+    answer: impl Fn(Stamped<Input>) + Send + 'static,
+) -> std::io::Result<jobs::Sender<Stamped<Job>>> {
+    let (sender, queue) = jobs::channel::<Stamped<Job>>();
     thread::Builder::new().name("drawing".into()).spawn(move || {
         let mut replica = ReplicaId(0);
-        for job in queue {
-            answer(draw(&spec, &shelf, &mut replica, job).unwrap_or_else(|reason| Input::Faulted { reason }));
+        for Stamped { generation, what: job } in queue {
+            let what = draw(&spec, &shelf, &mut replica, job);
+            answer(Stamped { generation, what: what.unwrap_or_else(|reason| Input::Faulted { reason }) });
         }
     })?;
     Ok(sender)
@@ -160,7 +193,7 @@ fn draw(spec: &RunSpec, shelf: &Shelf, replica: &mut ReplicaId, job: Job) -> Res
             shelf.put(outer.map_err(|error| with_hint(&error, error.hint()))?);
             Ok(Input::Loaded { step: InnerStep(0), took: Took { total: took(), ..Took::default() } })
         }
-        Job::Snapshot { outer } => {
+        Job::Snapshot { outer, microbatches: _ } => {
             let seed = spec.seed ^ (outer.0 << 16) ^ (u64::from(replica.0) + 1);
             shelf.with(|state| {
                 let drawn = numbers(seed, state.layout().elements());
@@ -181,9 +214,13 @@ fn draw(spec: &RunSpec, shelf: &Shelf, replica: &mut ReplicaId, job: Job) -> Res
             drop(shelf.with(|state| state.adopt(None)));
             Ok(Input::Sync(SyncDone::Adopted { outer, took: took() }))
         }
-        Job::Forward { .. } | Job::Backward { .. } | Job::Step { .. } | Job::Save { .. } => {
-            Err("a rehearsal does not train".into())
-        }
+        Job::Import { .. }
+        | Job::Export { .. }
+        | Job::Enter { .. }
+        | Job::Forward { .. }
+        | Job::Backward { .. }
+        | Job::Step { .. }
+        | Job::Save { .. } => Err("a rehearsal does not train".into()),
     }
 }
 

@@ -5,28 +5,39 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use trestle_model::device::{DeviceKind, measure_peak};
-use trestle_net::{Membership, Net, NetConfig, Ticket};
+use trestle_net::{DialError, Membership, Net, NetConfig, Ticket};
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::ids::StageId;
 use trestle_protocol::message::{Join, Outcome};
 use trestle_protocol::node::Node;
-use trestle_protocol::port::Input;
 use trestle_protocol::spec::RunSpec;
+use trestle_protocol::time::Span;
 use trestle_protocol::worker::WorkerConfig;
 
 use crate::agreement::{self, Shelf};
-use crate::compute::{ComputeConfig, start};
+use crate::compute;
 use crate::directory::Directory;
-use crate::driver::{Driver, Watch};
+use crate::driver::{Answer, Driver, Request, Watch, Workshop};
 use crate::error::NodeError;
 use crate::event_log::EventLog;
+use crate::generation::Generation;
+use crate::held;
+use crate::job::ComputeConfig;
+use crate::links::Links;
+use crate::standing::{Observer, StandingWatch};
 use crate::state::State;
 use trestle_settings::data::LocalData;
 use trestle_settings::model::dtype;
+
+/// How long a worker that is started looks for its coordinator, which may be down for a restart at that moment.
+const COORDINATOR_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Wait between two tries; each fails after seconds by itself.
+const COORDINATOR_RETRY: Duration = Duration::from_millis(500);
 
 /// Whether a coordinator begins a run or continues one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +91,12 @@ impl BoundCoordinator {
             (Beginning::Resume, stored, _) => stored,
         };
         let membership = Membership::Member(Box::new(spec.clone()));
-        let mut config = NetConfig::new(key.to_bytes(), listen, membership);
+        let mut config = NetConfig::new(key.to_bytes(), listening(listen, beginning, &directory), membership);
         config.advertise = advertise;
         let (net, network) = Net::bind(config).await?;
+        if let Some(socket) = net.bound().first() {
+            directory.keep_port(socket.port())?;
+        }
         let run_digest = spec.digest();
         let node = Node::coordinator(CoordinatorConfig { spec, me: net.id() }, stored.as_deref())?;
         let log = EventLog::open(&directory.events(), net.id()).map_err(NodeError::EventLog)?;
@@ -95,11 +109,12 @@ impl BoundCoordinator {
             network,
             answers,
             answer,
-            jobs: None,
-            tasks: None,
+            links: Links::default(),
+            workshop: None,
             state: Some(state),
             log,
             watch,
+            observer: None,
             began,
         };
         Ok(Self { ticket, driver })
@@ -110,12 +125,20 @@ impl BoundCoordinator {
         &self.ticket
     }
 
-    /// Runs until the run is over. Each message on `stop` asks to stop at the next border.
+    /// Runs until the run is over.
     ///
     /// # Errors
     /// The event log cannot be written; all else is an outcome.
-    pub async fn run(self, stop: mpsc::Receiver<()>) -> Result<Outcome, NodeError> {
-        self.driver.run(None, stop).await
+    pub async fn run(self, requests: mpsc::Receiver<Request>) -> Result<Outcome, NodeError> {
+        self.driver.run(requests).await
+    }
+}
+
+/// A coordinator that is started again listens where its peers look for it.
+fn listening(asked: SocketAddr, beginning: Beginning, directory: &Directory) -> SocketAddr {
+    match (beginning, asked.port(), directory.port()) {
+        (Beginning::Resume, 0, Some(port)) => SocketAddr::new(asked.ip(), port),
+        (Beginning::Anew | Beginning::Resume, _, _) => asked,
     }
 }
 
@@ -141,22 +164,24 @@ pub struct WorkerOptions {
     pub local: LocalData,
     /// Who else hears of events.
     pub watch: Option<Watch>,
+    /// Who hears where the worker stands.
+    pub standing: Option<StandingWatch>,
 }
 
-/// Joins a run and works until it is over. Each message on `stop` asks to leave.
+/// Joins a run and works until it is over.
 ///
 /// # Errors
 /// The directory, the socket, the device or the coordinator cannot be used; what happens later is an outcome.
-pub async fn work(options: WorkerOptions, stop: mpsc::Receiver<()>) -> Result<Outcome, NodeError> {
+pub async fn work(options: WorkerOptions, requests: mpsc::Receiver<Request>) -> Result<Outcome, NodeError> {
     let began = Instant::now();
-    let WorkerOptions { ticket, local, watch, device, .. } = &options;
+    let WorkerOptions { ticket, local, watch, standing, device, .. } = &options;
     let directory = Directory::open(&options.directory, &options.name)?;
     let key = directory.key()?;
     let membership = Membership::Candidate { run_digest: ticket.run_digest };
     let mut config = NetConfig::new(key.to_bytes(), options.listen, membership);
     config.advertise.clone_from(&options.advertise);
     let (net, network) = Net::bind(config).await?;
-    net.dial(ticket.coordinator, &ticket.address).await?;
+    find_coordinator(&net, ticket).await?;
     let spec = net.spec().expect("a candidate that has dialled its coordinator has the spec");
     let peak = match options.peak_flops {
         Some(peak) => peak,
@@ -167,31 +192,54 @@ pub async fn work(options: WorkerOptions, stop: mpsc::Receiver<()>) -> Result<Ou
         stage: options.stage,
         device: device.to_string(),
         peak_flops: peak as u64,
+        held: held::list(&directory, &spec),
     };
     let log = EventLog::open(&directory.events(), net.id()).map_err(NodeError::EventLog)?;
     let (answer, answers) = mpsc::unbounded_channel();
     let shelf = Arc::new(Shelf::default());
-    let tasks = agreement::start(Arc::clone(&shelf), {
-        let answer = answer.clone();
-        move |input| {
-            let _ = answer.send(input);
-        }
-    })
-    .map_err(NodeError::Thread)?;
     let compute =
         ComputeConfig { spec: spec.clone(), device: *device, local: local.clone(), directory, shelf };
-    let jobs = start(compute, {
-        let answer = answer.clone();
-        move |input| {
-            // The driver may have ended while the last job ran.
-            let _ = answer.send(input);
-        }
-    })
-    .map_err(NodeError::Thread)?;
+    let workshop = Some(open_workshop(compute, &answer)?);
     let coordinator = ticket.coordinator;
-    let node = Node::worker(WorkerConfig { spec, key, coordinator, join });
-    let watch = watch.clone();
-    let (jobs, tasks) = (Some(jobs), Some(tasks));
-    let driver = Driver { node, net, network, answers, answer, jobs, tasks, state: None, log, watch, began };
-    driver.run(Some(Input::Connected { peer: coordinator }), stop).await
+    let observer = standing.clone().map(|standing| Observer::new(net.id(), coordinator, standing));
+    let coordinator_address = ticket.address.to_bytes().into();
+    let coordinator_wait = Span(COORDINATOR_WAIT_MAX.as_micros() as u64);
+    let node =
+        Node::worker(WorkerConfig { spec, key, coordinator, coordinator_address, coordinator_wait, join });
+    let (watch, links, state) = (watch.clone(), Links::default(), None);
+    let driver =
+        Driver { node, net, network, answers, answer, links, workshop, state, log, watch, observer, began };
+    driver.run(requests).await
+}
+
+fn open_workshop(
+    config: ComputeConfig,
+    answer: &mpsc::UnboundedSender<Answer>,
+) -> Result<Workshop, NodeError> {
+    let generation = Generation::default();
+    let answering = || {
+        let answer = answer.clone();
+        // The driver may have ended while the last job ran.
+        move |input| drop(answer.send(Answer::Computed(input)))
+    };
+    let tasks = agreement::start(Arc::clone(&config.shelf), generation.clone(), answering());
+    let jobs = compute::start(config, generation.clone(), answering());
+    let (tasks, jobs) = (tasks.map_err(NodeError::Thread)?, jobs.map_err(NodeError::Thread)?);
+    Ok(Workshop { generation, jobs, tasks })
+}
+
+/// Dials the coordinator until it answers: it may be about to be started, or started again.
+async fn find_coordinator(net: &Net, ticket: &Ticket) -> Result<(), NodeError> {
+    let deadline = Instant::now() + COORDINATOR_WAIT_MAX;
+    loop {
+        match net.dial(ticket.coordinator, &ticket.address).await {
+            Ok(()) => return Ok(()),
+            Err(DialError::Unreachable { .. } | DialError::TimedOut { .. } | DialError::Crowded { .. })
+                if Instant::now() < deadline =>
+            {
+                tokio::time::sleep(COORDINATOR_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
