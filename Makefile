@@ -17,9 +17,10 @@ setup: ## Find or fetch libtorch (once) and point cargo at it
 trestle: setup
 	$(CARGO) build --release -p trestle-cli
 
-demo: trestle ## Train a small model over four processes, on a corpus of known entropy
+demo: trestle ## Train a small model over twelve processes, kill one, and prove that no token is lost
 	rm -rf trestle-run/demo
-	$(TRESTLE) train runs/demo.toml --dir trestle-run/demo $(DEMO_FLAGS)
+	$(TRESTLE) train runs/demo.toml --dir trestle-run/demo --chaos kill-one-at=60 $(DEMO_FLAGS)
+	$(TRESTLE) inspect ledger trestle-run/demo
 
 test: setup ## Run every test and print how many ran
 	@CARGO="$(CARGO)" ./scripts/test.sh

@@ -4,9 +4,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+
+use crate::units::time;
 
 /// Trains one language model, split into stages, over many computers.
 #[derive(Debug, Parser)]
@@ -93,7 +96,9 @@ Examples:
   trestle train runs/tiny.toml --data book.txt --sample 200 --prompt 'Once'
   trestle train runs/tiny.toml --data book.txt --set boundary.width=16 --set optimizer.kind=muon
   trestle train runs/tiny.toml --data book.txt --resume
+  trestle train runs/demo.toml --chaos kill=0.2/min,freeze=0.1/min:10s
 
+A worker that falls is replaced, and the run goes on.
 Ctrl-C stops at the end of the step, saved; --resume goes on exactly there.")]
 pub(crate) struct TrainArgs {
     #[command(flatten)]
@@ -106,6 +111,10 @@ pub(crate) struct TrainArgs {
     /// What the generated text begins with [default: the first words of the held-out text]
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
+    /// Harm the workers of this run on purpose, to see it go on: kill, term, freeze or slow, each at a rate for each worker,
+    /// such as kill=0.2/min,term=0.1/min,freeze=0.2/min:10s,slow=0.1/min:30s; kill-one-at=120 kills one at that step.
+    #[arg(long, value_name = "KINDS", verbatim_doc_comment)]
+    pub(crate) chaos: Option<String>,
     /// Print each step as a line of JSON on stdout.
     #[arg(long)]
     pub(crate) json: bool,
@@ -118,7 +127,7 @@ Examples:
   trestle serve runs/tiny.toml --data book.txt --listen 0.0.0.0:4433
   trestle serve runs/tiny.toml --data book.txt --resume
 
-Prints the ticket on stdout; each peer then runs `trestle join TICKET`. Peers that hold the first or the
+Prints the ticket on stdout, the same again after --resume, so that peers find the way back; each peer then runs `trestle join TICKET`. Peers that hold the first or the
 last stage need the same text: `trestle join TICKET --data book.txt`.")]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
@@ -140,7 +149,12 @@ pub(crate) struct ServeArgs {
 Examples:
   trestle join trestle1abc...
   trestle join trestle1abc... --stage 0 --data book.txt
-  trestle join trestle1abc... --device cuda:1")]
+  trestle join trestle1abc... --device cuda:1
+  trestle join trestle1abc... --notice 2min     for a machine that is told two minutes before it goes
+
+SIGTERM or Ctrl-C asks to leave: the peer hands in what it has done, and ends within the notice. The second
+ends it at once; others then do again what it had not handed in. A peer that is removed while it is alive
+joins again by itself, with what is on its disk.")]
 pub(crate) struct JoinArgs {
     /// The ticket that `trestle serve` printed.
     pub(crate) ticket: String,
@@ -159,6 +173,12 @@ pub(crate) struct JoinArgs {
     /// Name of this peer's own folder in there.
     #[arg(long, value_name = "NAME", default_value = "worker", hide = true)]
     pub(crate) name: String,
+    /// How long this peer can stay once it is asked to leave: 30s, 2min.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    pub(crate) notice: Duration,
+    /// Print where this peer stands as lines of JSON on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
     /// End when standard input closes.
     #[arg(long, hide = true)]
     pub(crate) tied: bool,
@@ -229,10 +249,13 @@ Examples:
   trestle inspect runs/100b.toml                       parameters, messages and memory of each stage
   trestle inspect runs/tiny.toml --set boundary.width=16
   trestle inspect trestle-run/tiny                     how far a run is
+  trestle inspect ledger trestle-run/tiny              who has trained what, while it runs too
   trestle inspect events.jsonl --json")]
 pub(crate) struct InspectArgs {
-    /// A run file, a checkpoint, an event log, or the folder of a run.
+    /// A run file, a checkpoint, an event log, or the folder of a run; or the word `ledger`.
     pub(crate) path: PathBuf,
+    /// After `ledger`: the folder of the run, where its coordinator runs or ran.
+    pub(crate) folder: Option<PathBuf>,
     /// Set any field of the run file; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use trestle_node::Request;
 use trestle_node::roles::BoundCoordinator;
 use trestle_protocol::event::Event;
 use trestle_protocol::message::Outcome;
@@ -13,7 +14,7 @@ use trestle_protocol::time::Time;
 
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
-use crate::progress::Progress;
+use crate::progress::{Note, Progress};
 
 /// What the coordinator tells, as it happens.
 pub(crate) type Events = mpsc::UnboundedReceiver<(Time, Event)>;
@@ -27,12 +28,12 @@ const EXPLANATION_WAIT: Duration = Duration::from_millis(500);
 /// Runs a coordinator to its end. `trouble` ends the run early, unless the coordinator knows better why.
 pub(crate) async fn attend(
     coordinator: BoundCoordinator,
-    mut events: Events,
+    (mut events, mut notes): (Events, mpsc::UnboundedReceiver<Note>),
     progress: &mut Progress,
     trouble: impl Future<Output = Failure>,
 ) -> Result<Outcome, Failure> {
-    let (stop, stopped) = mpsc::channel(1);
-    let running = coordinator.run(stopped);
+    let (request, requests) = mpsc::channel(1);
+    let running = coordinator.run(requests);
     tokio::pin!(running);
     tokio::pin!(trouble);
     let mut interrupts = Interrupts::listen()?;
@@ -41,6 +42,7 @@ pub(crate) async fn attend(
         tokio::select! {
             biased;
             Some((at, event)) = events.recv() => progress.event(at, &event),
+            Some(note) = notes.recv() => progress.note(&note),
             outcome = &mut running => break outcome?,
             failure = &mut trouble => {
                 return match tokio::time::timeout(EXPLANATION_WAIT, &mut running).await {
@@ -55,7 +57,7 @@ pub(crate) async fn attend(
                 }
                 eprintln!("stopping at the end of the step; Ctrl-C again stops at once");
                 // The channel holds one request, and one is all that is ever sent.
-                let _ = stop.try_send(());
+                let _ = request.try_send(Request::Drain);
             }
         }
     };

@@ -5,6 +5,7 @@
 pub(crate) mod agreement;
 pub(crate) mod checkpoint_report;
 pub(crate) mod folder_report;
+pub(crate) mod ledger_report;
 pub(crate) mod log_report;
 pub(crate) mod run_report;
 
@@ -18,6 +19,7 @@ use crate::args::InspectArgs;
 use crate::failure::Failure;
 use crate::inspect::checkpoint_report::CheckpointReport;
 use crate::inspect::folder_report::FolderReport;
+use crate::inspect::ledger_report::LedgerReport;
 use crate::inspect::log_report::LogReport;
 use crate::inspect::run_report::RunReport;
 use crate::overrides::assignments;
@@ -26,11 +28,18 @@ use crate::run_file::RunFile;
 /// Prints what is at a path.
 pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let path = args.path.as_path();
+    let format = if args.json { Format::Json } else { Format::Words };
+    if let Some(folder) = &args.folder {
+        if path != Path::new("ledger") {
+            let error = format!("`{}` is nothing that can be asked of a run's folder", path.display());
+            return Err(Failure::misused(error).hint("ask for the ledger: trestle inspect ledger DIR"));
+        }
+        return print(&LedgerReport::of(folder)?, format);
+    }
     if !path.exists() {
         let hint = "give a run file, a checkpoint, an event log, or the folder of a run";
         return Err(Failure::misused(format!("there is no {}", path.display())).hint(hint));
     }
-    let format = if args.json { Format::Json } else { Format::Words };
     match kind(path) {
         Kind::RunFile => print(&RunReport::of(&RunFile::read(path, &assignments(&args.set)?)?)?, format),
         Kind::Checkpoint => print(&CheckpointReport::of(path)?, format),

@@ -7,17 +7,20 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 use trestle_net::Ticket;
+use trestle_node::Request;
 use trestle_node::roles::{WorkerOptions, work};
+use trestle_node::standing::Standing;
 use trestle_protocol::event::Event;
 use trestle_protocol::ids::StageId;
 use trestle_protocol::message::Outcome;
-use trestle_protocol::time::Time;
+use trestle_protocol::time::{Span, Time};
 use trestle_settings::data::LocalData;
 
 use crate::args::JoinArgs;
 use crate::device::{cores, prepare};
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
+use crate::standing;
 
 /// Where a peer keeps its key, log and checkpoints unless `--dir` says otherwise.
 const PEER_FOLDER: &str = "trestle-peer";
@@ -33,6 +36,7 @@ pub(crate) fn join(args: &JoinArgs) -> Result<(), Failure> {
         end_with_parent();
     }
     let (watch, events) = mpsc::unbounded_channel();
+    let (standing, standings) = mpsc::unbounded_channel();
     let options = WorkerOptions {
         ticket,
         directory: args.dir.clone().unwrap_or_else(|| PathBuf::from(PEER_FOLDER)),
@@ -48,25 +52,23 @@ pub(crate) fn join(args: &JoinArgs) -> Result<(), Failure> {
             tokenizer: args.tokenizer.clone(),
         },
         watch: Some(watch),
+        standing: Some(standing),
     };
+    let notice = Span(u64::try_from(args.notice.as_micros()).unwrap_or(u64::MAX));
+    let style = if args.json { Style::Json } else { Style::Words };
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     let outcome = runtime.block_on(async {
-        let (stop, stopped) = mpsc::channel(1);
-        let mut interrupts = Interrupts::listen()?;
-        tokio::spawn(async move {
-            loop {
-                interrupts.next().await;
-                if stop.try_send(()).is_err() {
-                    std::process::exit(1);
-                }
-            }
-        });
-        tokio::spawn(tell(events));
-        work(options, stopped).await.map_err(Failure::from)
+        let (request, requests) = mpsc::channel(1);
+        tokio::spawn(leave_when_asked(Interrupts::listen()?, request, notice));
+        let telling = tokio::spawn(tell(standings, events, style));
+        let outcome = work(options, requests).await;
+        // It ends by itself: who tells it is gone.
+        let _ = telling.await;
+        outcome.map_err(Failure::from)
     })?;
     match outcome {
-        Outcome::Done | Outcome::Stopped { .. } => Ok(()),
+        Outcome::Done | Outcome::Stopped { .. } | Outcome::Left => Ok(()),
         Outcome::Failed { reason } => {
             Err(Failure::failed(reason)
                 .hint("join again once the coordinator has been started with `--resume`"))
@@ -74,39 +76,93 @@ pub(crate) fn join(args: &JoinArgs) -> Result<(), Failure> {
     }
 }
 
-/// Says what an owner of a device wants to know: that it has a place, and what goes wrong.
-async fn tell(mut events: mpsc::UnboundedReceiver<(Time, Event)>) {
-    while let Some((at, event)) = events.recv().await {
-        match event {
-            Event::Computed { task: trestle_protocol::event::TaskKind::Load, .. } => {
-                eprintln!("{at} a stage is loaded; waiting for work");
+/// The first request asks to leave within the notice; the second ends this process at once.
+async fn leave_when_asked(mut interrupts: Interrupts, request: mpsc::Sender<Request>, notice: Span) {
+    interrupts.next().await;
+    // Before the run has begun nobody takes the request, and there is nothing to hand in.
+    let _ = request.try_send(Request::Leave { notice });
+    interrupts.next().await;
+    std::process::exit(1);
+}
+
+/// How an owner is told where the worker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    Words,
+    Json,
+}
+
+/// Says what an owner of a device wants to know: where the worker stands, and what goes wrong.
+async fn tell(
+    mut standings: mpsc::UnboundedReceiver<(Time, Standing)>,
+    mut events: mpsc::UnboundedReceiver<(Time, Event)>,
+    style: Style,
+) {
+    loop {
+        let (at, words, json) = tokio::select! {
+            biased;
+            Some((at, standing)) = standings.recv() => {
+                (at, Some(standing::words(&standing)), standing::json(&standing))
             }
-            Event::Saved { step, .. } => eprintln!("{at} saved at step {step}"),
-            Event::PeerLost { peer, reason, .. } => eprintln!("{at} peer {peer} is lost: {reason}"),
-            Event::RefusedBy { peer, refusal } => eprintln!("{at} peer {peer} refused: {refusal}"),
-            Event::Refused { peer, refusal } => eprintln!("{at} refused peer {peer}: {refusal}"),
-            Event::Rejected { reason, .. } => eprintln!("{at} rejected: {reason}"),
-            Event::Joined { .. }
-            | Event::Planned { .. }
-            | Event::Started { .. }
-            | Event::Leased { .. }
-            | Event::LeaseExpired { .. }
-            | Event::Computed { .. }
-            | Event::Duplicate { .. }
-            | Event::Step(_)
-            | Event::Outer(_)
-            | Event::Agreed { .. }
-            | Event::Restored { .. }
-            | Event::Flawed { .. }
-            | Event::Disagreed { .. }
-            | Event::Excluded { .. }
-            | Event::Evaluated { .. }
-            | Event::Durable { .. }
-            | Event::Ledger { .. }
-            | Event::Draining { .. }
-            | Event::Finished { .. } => {}
+            Some((at, event)) = events.recv() => (at, trouble(&event), None),
+            else => return,
+        };
+        match (style, words, json) {
+            (Style::Words, Some(words), _) => eprintln!("{at} {words}"),
+            (Style::Json, _, Some(json)) => println!("{json}"),
+            (Style::Json, Some(words), None) => eprintln!("{at} {words}"),
+            (Style::Words | Style::Json, None, _) => {}
         }
     }
+}
+
+/// What goes wrong, and what is on disk.
+fn trouble(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Saved { step, .. } => format!("saved at step {step}"),
+        Event::PeerLost { peer, reason, .. } => format!("peer {peer} is lost: {reason}"),
+        Event::RefusedBy { peer, refusal } => {
+            format!("peer {peer} refused: {}: {refusal}", standing::code(refusal))
+        }
+        Event::Refused { peer, refusal } => {
+            format!("refused peer {peer}: {}: {refusal}", standing::code(refusal))
+        }
+        Event::Rejected { reason, .. } => format!("rejected: {reason}"),
+        Event::Finished { outcome } => match outcome {
+            Outcome::Done => "done: the run is complete".into(),
+            Outcome::Left => "left".into(),
+            Outcome::Stopped { step } => format!("stopped with the run, at step {step}"),
+            Outcome::Failed { .. } => return None,
+        },
+        Event::Joined { .. }
+        | Event::Planned { .. }
+        | Event::Started { .. }
+        | Event::Leased { .. }
+        | Event::LeaseExpired { .. }
+        | Event::Computed { .. }
+        | Event::Duplicate { .. }
+        | Event::Step(_)
+        | Event::Outer(_)
+        | Event::Agreed { .. }
+        | Event::Restored { .. }
+        | Event::Flawed { .. }
+        | Event::Disagreed { .. }
+        | Event::Excluded { .. }
+        | Event::Evaluated { .. }
+        | Event::Durable { .. }
+        | Event::Ledger { .. }
+        | Event::Waiting { .. }
+        | Event::Seated { .. }
+        | Event::Suspected { .. }
+        | Event::Trusted { .. }
+        | Event::Leaving { .. }
+        | Event::Removed { .. }
+        | Event::Stalled { .. }
+        | Event::Resumed { .. }
+        | Event::Rerouted { .. }
+        | Event::Redo { .. }
+        | Event::Draining { .. } => return None,
+    })
 }
 
 /// Ends this process when its standard input closes: a worker of a local run must not outlive the run.

@@ -4,6 +4,7 @@
 
 mod args;
 mod attend;
+mod chaos;
 mod device;
 mod failure;
 mod figures;
@@ -19,6 +20,7 @@ mod run;
 mod run_file;
 mod serve;
 mod simulate;
+mod standing;
 mod swarm;
 mod train;
 mod units;

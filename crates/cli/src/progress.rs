@@ -2,20 +2,27 @@
 //!
 //! Owns what is shown when. May not know where events come from: a run, a log, a simulation.
 
+pub(crate) mod lines;
+mod words;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use trestle_protocol::event::{Event, OuterSummary, StepSummary, Verdict};
+use trestle_protocol::event::{Event, StepSummary};
 use trestle_protocol::ids::PeerId;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::time::Time;
 use trestle_settings::model::model_config;
 
-use crate::figures::{Figures, Measure, Sums};
-use crate::units::{count, percent, scaled};
+use crate::figures::{Measure, Sums};
+use crate::progress::lines::{beside, line, step_json};
+use crate::progress::words::words;
+use crate::units::{count, scaled};
 
 /// Time between two plain lines, so that a log of a long run stays readable.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -38,8 +45,43 @@ impl Style {
     }
 }
 
+/// What is told beside the coordinator's events.
+pub(crate) struct Note {
+    /// For people; nothing where it is of no interest to them.
+    pub(crate) words: String,
+    /// For scripts.
+    pub(crate) json: Value,
+}
+
+/// How far a run is, for whoever looks after its workers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Course(Arc<(AtomicU64, AtomicBool)>);
+
+impl Course {
+    /// Returns the steps that are complete.
+    pub(crate) fn steps(&self) -> u64 {
+        self.0.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the run has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.1.load(Ordering::Relaxed)
+    }
+}
+
+/// What the loss of peers has cost so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Churn {
+    redone: u64,
+    duplicates: u64,
+}
+
 /// The progress of a run so far.
 pub(crate) struct Progress {
+    course: Course,
+    places: usize,
+    members: Vec<PeerId>,
+    churn: Churn,
     style: Style,
     bar: Option<ProgressBar>,
     steps: u64,
@@ -64,6 +106,10 @@ impl Progress {
             Style::Json | Style::Lines => None,
         };
         Self {
+            course: Course::default(),
+            places: usize::from(spec.stages()) * usize::from(spec.pipeline.replicas),
+            members: Vec::new(),
+            churn: Churn::default(),
             style,
             bar,
             steps,
@@ -76,42 +122,31 @@ impl Progress {
         }
     }
 
+    /// Tells others how far the run is.
+    pub(crate) fn course(&self) -> Course {
+        self.course.clone()
+    }
+
     /// Takes the next event of the coordinator.
     pub(crate) fn event(&mut self, at: Time, event: &Event) {
-        match event {
-            Event::Joined { peer, peak_flops, .. } => {
-                self.peaks.insert(*peer, *peak_flops);
+        if let Event::Joined { peer, peak_flops, .. } = event {
+            self.peaks.insert(*peer, *peak_flops);
+        } else if let Event::Planned { members, .. } = event {
+            self.members = members.iter().map(|(peer, _)| *peer).collect();
+        } else if let Event::Started { step } = event {
+            self.course.0.0.store(step.0, Ordering::Relaxed);
+            if let Some(bar) = &self.bar {
+                bar.set_position(step.0);
+                bar.reset_eta();
             }
-            Event::Planned { members, .. } => {
-                self.peaks.retain(|peer, _| members.iter().any(|(member, _)| member == peer));
-            }
-            Event::Started { step } => {
-                if let Some(bar) = &self.bar {
-                    bar.set_position(step.0);
-                    bar.reset_eta();
-                }
-            }
-            Event::Step(summary) => self.step(summary),
-            Event::Leased { .. }
-            | Event::LeaseExpired { .. }
-            | Event::Computed { .. }
-            | Event::Duplicate { .. }
-            | Event::Evaluated { .. }
-            | Event::Outer(_)
-            | Event::Agreed { .. }
-            | Event::Restored { .. }
-            | Event::Flawed { .. }
-            | Event::Disagreed { .. }
-            | Event::Excluded { .. }
-            | Event::Saved { .. }
-            | Event::Durable { .. }
-            | Event::Ledger { .. }
-            | Event::Refused { .. }
-            | Event::Rejected { .. }
-            | Event::RefusedBy { .. }
-            | Event::PeerLost { .. }
-            | Event::Draining { .. }
-            | Event::Finished { .. } => {}
+        } else if let Event::Redo { count, .. } = event {
+            self.churn.redone += count;
+        } else if let Event::Duplicate { .. } = event {
+            self.churn.duplicates += 1;
+        } else if let Event::Finished { .. } = event {
+            self.course.0.1.store(true, Ordering::Relaxed);
+        } else if let Event::Step(summary) = event {
+            self.step(summary);
         }
         match self.style {
             Style::Json => {
@@ -120,10 +155,19 @@ impl Progress {
                 }
             }
             Style::Bar | Style::Lines => {
-                if let Some(line) = self.words(event) {
+                if let Some(line) = words(event, self.floor) {
                     self.say(&line);
                 }
             }
+        }
+    }
+
+    /// Takes what is told beside the coordinator's events.
+    pub(crate) fn note(&self, note: &Note) {
+        match self.style {
+            Style::Json => println!("{}", note.json),
+            Style::Bar | Style::Lines if note.words.is_empty() => {}
+            Style::Bar | Style::Lines => self.say(&note.words),
         }
     }
 
@@ -143,8 +187,28 @@ impl Progress {
         }
     }
 
+    /// What scripts are told: an event, with the figures that belong to it.
+    fn json(&self, at: Time, event: &Event) -> Option<Value> {
+        if let Event::Step(summary) = event {
+            let mut one = Sums::default();
+            one.add(summary);
+            return Some(step_json(at, summary, one.figures(self.measure())));
+        }
+        let mut line = line(event)?;
+        if let Event::Evaluated { .. } = event {
+            line["floor"] = json!(self.floor);
+        }
+        if let Event::Finished { .. } = event {
+            line["tokens"] = json!(self.total.tokens);
+            line = beside(line, self.total.figures(self.measure()));
+        }
+        Some(line)
+    }
+
     fn measure(&self) -> Measure {
-        let peak_flops = self.peaks.values().map(|peak| *peak as f64).sum();
+        // Members that a coordinator found again when it was started anew have not said theirs.
+        let peaks: Option<Vec<u64>> = self.members.iter().map(|peer| self.peaks.get(peer).copied()).collect();
+        let peak_flops = peaks.map_or(0.0, |peaks| peaks.into_iter().map(|peak| peak as f64).sum());
         Measure { flops_per_token: self.flops_per_token, peak_flops }
     }
 
@@ -152,6 +216,7 @@ impl Progress {
         self.total.add(summary);
         self.recent.add(summary);
         let done = summary.step.0 + 1;
+        self.course.0.0.store(done, Ordering::Relaxed);
         if let Some(bar) = &self.bar {
             bar.set_position(done);
         }
@@ -160,7 +225,12 @@ impl Progress {
             (Style::Bar | Style::Lines, Some(figures)) if due => {
                 self.recent = Sums::default();
                 self.last_line = Some(Instant::now());
-                let line = format!("step {done}/{}, loss {:.4}, {figures}", self.steps, summary.loss);
+                let line = format!(
+                    "step {done}/{}, loss {:.4}, {figures}{}",
+                    self.steps,
+                    summary.loss,
+                    self.churn()
+                );
                 match &self.bar {
                     Some(bar) => bar.set_message(line),
                     None => eprintln!("{line}"),
@@ -170,180 +240,21 @@ impl Progress {
         }
     }
 
+    /// How many members there are, and what the loss of others has cost.
+    fn churn(&self) -> String {
+        let Churn { redone, duplicates } = self.churn;
+        let counted = [(redone, "redone"), (duplicates, "duplicates")];
+        let counted = counted.into_iter().filter(|(number, _)| *number > 0);
+        let counted: String = counted.map(|(number, what)| format!(", {} {what}", count(number))).collect();
+        format!(", {}/{} peers{counted}", self.members.len(), self.places)
+    }
+
     /// Says something that stays.
     fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
             None => eprintln!("{line}"),
         }
-    }
-
-    /// What people are told of an event besides the steps.
-    fn words(&self, event: &Event) -> Option<String> {
-        Some(match event {
-            Event::Joined { peer, device, peak_flops } => {
-                format!("peer {peer} joined ({device}, {}FLOP/s)", scaled(*peak_flops as f64))
-            }
-            Event::Started { step } => format!("training from step {step}"),
-            Event::Evaluated { step, loss, .. } => {
-                let above =
-                    |floor: f64| format!(", {} above the floor of {floor:.4}", percent(loss / floor - 1.0));
-                let floor = self.floor.map_or(String::new(), above);
-                format!("held-out loss at step {step}: {loss:.4} nats per token{floor}")
-            }
-            Event::Ledger { planned, credited, duplicates } => format!(
-                "ledger: {planned} microbatches planned, credited by stage {credited:?}, {duplicates} duplicates"
-            ),
-            Event::Draining { border } => format!("stopping at step {border}"),
-            Event::Outer(summary) => match summary.verdict {
-                Verdict::Committed if summary.attempts.0 <= 1 => return None,
-                Verdict::Committed => {
-                    format!("outer step {} committed at try {}", summary.outer.0, summary.attempts.0)
-                }
-                Verdict::Restored => {
-                    format!("outer step {} restored: all go on as before it", summary.outer.0)
-                }
-            },
-            Event::Flawed { outer, replica, reason } => {
-                format!("outer step {}: what replica {replica} sent cannot be used: {reason}", outer.0)
-            }
-            Event::Disagreed { outer, stage, shard } => {
-                format!("outer step {}: reducers of shard {shard} of stage {stage} disagree", outer.0)
-            }
-            Event::Excluded { outer, peer, stage } => {
-                format!("outer step {}: peer {peer} of stage {stage} does not answer", outer.0)
-            }
-            Event::PeerLost { peer, stage: Some(stage), reason } => {
-                format!("peer {peer}, which holds stage {stage}, is lost: {reason}")
-            }
-            Event::PeerLost { peer, stage: None, reason } => format!("peer {peer} is lost: {reason}"),
-            Event::Refused { peer, refusal } => format!("refused peer {peer}: {refusal}"),
-            Event::Rejected { peer: Some(peer), reason } => format!("rejected peer {peer}: {reason}"),
-            Event::Rejected { peer: None, reason } => format!("rejected: {reason}"),
-            Event::RefusedBy { peer, refusal } => format!("peer {peer} refused: {refusal}"),
-            Event::LeaseExpired { microbatch, attempt } => {
-                format!("the lease of {microbatch} expired (try {})", attempt.0)
-            }
-            Event::Planned { .. }
-            | Event::Leased { .. }
-            | Event::Computed { .. }
-            | Event::Duplicate { .. }
-            | Event::Step(_)
-            | Event::Agreed { .. }
-            | Event::Restored { .. }
-            | Event::Saved { .. }
-            | Event::Durable { .. }
-            | Event::Finished { .. } => return None,
-        })
-    }
-
-    /// What scripts are told of an event.
-    fn json(&self, at: Time, event: &Event) -> Option<Value> {
-        Some(match event {
-            Event::Step(summary) => {
-                let mut one = Sums::default();
-                one.add(summary);
-                step_json(at, summary, one.figures(self.measure()))
-            }
-            Event::Evaluated { step, loss, .. } => {
-                json!({ "event": "evaluated", "step": step.0, "loss": loss, "floor": self.floor })
-            }
-            Event::Durable { step, .. } => json!({ "event": "durable", "step": step.0 }),
-            Event::Outer(summary) => outer_json(summary),
-            Event::Ledger { planned, credited, duplicates } => {
-                json!({ "event": "ledger", "planned": planned, "credited": credited, "duplicates": duplicates })
-            }
-            Event::PeerLost { peer, stage, reason } => {
-                let stage = stage.map(|stage| stage.0);
-                json!({ "event": "peer_lost", "peer": peer.to_hex(), "stage": stage, "reason": reason })
-            }
-            Event::Finished { outcome } => {
-                let line = json!({ "event": "finished", "outcome": outcome, "tokens": self.total.tokens });
-                beside(line, self.total.figures(self.measure()))
-            }
-            Event::Joined { .. }
-            | Event::Planned { .. }
-            | Event::Started { .. }
-            | Event::Leased { .. }
-            | Event::LeaseExpired { .. }
-            | Event::Computed { .. }
-            | Event::Duplicate { .. }
-            | Event::Saved { .. }
-            | Event::Refused { .. }
-            | Event::Rejected { .. }
-            | Event::RefusedBy { .. }
-            | Event::Agreed { .. }
-            | Event::Restored { .. }
-            | Event::Flawed { .. }
-            | Event::Disagreed { .. }
-            | Event::Excluded { .. }
-            | Event::Draining { .. } => return None,
-        })
-    }
-}
-
-pub(crate) fn outer_json(summary: &OuterSummary) -> Value {
-    let verdict = match summary.verdict {
-        Verdict::Committed => "committed",
-        Verdict::Restored => "restored",
-    };
-    let digests: Vec<_> = summary
-        .digests
-        .iter()
-        .map(|(stage, digest)| json!({ "stage": stage.0, "weights": digest.to_hex() }))
-        .collect();
-    json!({
-        "event": "outer",
-        "outer": summary.outer.0,
-        "step": summary.step.0,
-        "verdict": verdict,
-        "seconds": summary.took.as_secs_f64(),
-        "tries": summary.attempts.0,
-        "digests": digests,
-    })
-}
-
-fn step_json(at: Time, summary: &StepSummary, figures: Option<Figures>) -> Value {
-    let stages: Vec<_> = summary
-        .reports
-        .iter()
-        .map(|(place, report)| {
-            json!({
-                "stage": place.stage.0,
-                "replica": place.replica.0,
-                "compute_seconds": report.compute.as_secs_f64(),
-                "serialise_seconds": report.serialise.as_secs_f64(),
-                "sync_seconds": report.sync.as_secs_f64(),
-                "lost_seconds": report.lost.as_secs_f64(),
-                "wall_seconds": report.wall.as_secs_f64(),
-                "wire_bytes": report.wire_bytes,
-                "gradient_norm": report.gradient_norm,
-                "learning_rate": report.learning_rate,
-                "staleness": report.staleness,
-            })
-        })
-        .collect();
-    let line = json!({
-        "event": "step",
-        "at_seconds": at.0 as f64 / 1e6,
-        "step": summary.step.0,
-        "loss": summary.loss,
-        "tokens": summary.tokens,
-        "wall_seconds": summary.wall.as_secs_f64(),
-        "outside_seconds": summary.outside.as_secs_f64(),
-        "stages": stages,
-    });
-    beside(line, figures)
-}
-
-/// Puts the figures, where there are any, beside the fields of a line.
-fn beside(line: Value, figures: Option<Figures>) -> Value {
-    match (line, serde_json::to_value(figures)) {
-        (Value::Object(mut line), Ok(Value::Object(mut figures))) => {
-            line.append(&mut figures);
-            Value::Object(line)
-        }
-        (line, Ok(_) | Err(_)) => line,
     }
 }
 
@@ -411,18 +322,6 @@ mod tests {
         assert_eq!(
             (&line["tokens"], &line["outcome"], &line["mfu"]),
             (&json!(200), &json!("Done"), &json!(null))
-        );
-    }
-
-    #[test]
-    fn people_hear_how_far_the_loss_is_from_its_floor() {
-        let progress = progress(Style::Lines);
-        let evaluated =
-            Event::Evaluated { step: InnerStep(400), loss: 2.1, microbatches: 8, took: Span::seconds(1) };
-        let words = progress.words(&evaluated).unwrap();
-        assert_eq!(
-            words,
-            "held-out loss at step 400: 2.1000 nats per token, 5.0 % above the floor of 2.0000"
         );
     }
 }

@@ -22,7 +22,7 @@ use trestle_protocol::time::Time;
 use crate::args::RehearseArgs;
 use crate::failure::Failure;
 use crate::join::end_with_parent;
-use crate::progress::outer_json;
+use crate::progress::lines::outer_json;
 use crate::run_file::RunFile;
 use crate::units::count;
 
@@ -44,7 +44,7 @@ pub(crate) fn rehearse(args: &RehearseArgs) -> Result<(), Failure> {
         None => runtime.block_on(host(args, &directory)),
     }?;
     match outcome {
-        Outcome::Done | Outcome::Stopped { .. } => Ok(()),
+        Outcome::Done | Outcome::Stopped { .. } | Outcome::Left => Ok(()),
         Outcome::Failed { reason } => Err(Failure::failed(reason)),
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the printing of the ticket. May not decide anything about the run.
 
 use tokio::sync::mpsc;
-use trestle_node::roles::{BoundCoordinator, CoordinatorOptions};
+use trestle_node::roles::{Beginning, BoundCoordinator, CoordinatorOptions};
 use trestle_protocol::message::Outcome;
 
 use crate::args::ServeArgs;
@@ -18,13 +18,13 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     match runtime.block_on(drive(args, &run))? {
-        Outcome::Done => Ok(()),
+        Outcome::Done | Outcome::Left => Ok(()),
         Outcome::Stopped { step } => {
             eprintln!("stopped after step {step}; `--resume` goes on exactly there");
             Ok(())
         }
         Outcome::Failed { reason } => Err(Failure::failed(reason)
-            .hint("start it again with `--resume`, and let the workers join with the new ticket")),
+            .hint("start it again with `--resume`; workers that are still there find it by themselves")),
     }
 }
 
@@ -42,8 +42,14 @@ async fn drive(args: &ServeArgs, run: &Run) -> Result<Outcome, Failure> {
     run::keep(run)?;
     println!("{}", coordinator.ticket());
     let places = run.spec.stages() * run.spec.pipeline.replicas;
-    eprintln!("waiting for {places} peers to `trestle join` with this ticket");
+    match run.beginning {
+        Beginning::Anew => eprintln!("waiting for {places} peers to `trestle join` with this ticket"),
+        Beginning::Resume => {
+            eprintln!("waiting for the run's peers; new ones `trestle join` with this ticket")
+        }
+    }
     let style = if args.json { Style::Json } else { Style::for_people() };
     let mut progress = Progress::new(&run.spec, style, run.dataset.entropy_floor());
-    attend(coordinator, events, &mut progress, std::future::pending()).await
+    let (_, notes) = mpsc::unbounded_channel();
+    attend(coordinator, (events, notes), &mut progress, std::future::pending()).await
 }

@@ -12,6 +12,7 @@ use trestle_settings::model::dtype;
 
 use crate::args::TrainArgs;
 use crate::attend::{RESUME_HINT, attend};
+use crate::chaos::{Chaos, ChaosError};
 use crate::device::{cores, prepare};
 use crate::failure::Failure;
 use crate::generate::Whole;
@@ -24,6 +25,12 @@ const SAMPLE_TEMPERATURE: f64 = 0.8;
 
 /// Runs the command.
 pub(crate) fn train(args: &TrainArgs) -> Result<(), Failure> {
+    let chaos = match &args.chaos {
+        Some(words) => {
+            words.parse().map_err(|error: ChaosError| Failure::misused(&error).hint(error.hint()))?
+        }
+        None => Chaos::default(),
+    };
     let run = run::open(&args.run)?;
     let stages = run.spec.stages();
     let device = prepare(&args.device.device, cores())?;
@@ -36,10 +43,11 @@ pub(crate) fn train(args: &TrainArgs) -> Result<(), Failure> {
     let floor = run.dataset.entropy_floor();
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
-    let local = Local { device: device.to_string(), threads, peak, style, floor };
+    let local = Local { device: device.to_string(), threads, peak, style, floor, chaos };
     let outcome = runtime.block_on(drive(&run, &local))?;
     match outcome {
         Outcome::Done => sample(args, &run, device),
+        Outcome::Left => Ok(()),
         Outcome::Stopped { step } => {
             eprintln!("stopped after step {step}; `--resume` goes on exactly there");
             Ok(())
@@ -54,6 +62,7 @@ struct Local {
     peak: f64,
     style: Style,
     floor: Option<f64>,
+    chaos: Chaos,
 }
 
 async fn drive(run: &Run, local: &Local) -> Result<Outcome, Failure> {
@@ -68,8 +77,11 @@ async fn drive(run: &Run, local: &Local) -> Result<Outcome, Failure> {
     })
     .await?;
     run::keep(run)?;
-    let mut swarm = Swarm::start(&SwarmConfig {
-        ticket: coordinator.ticket(),
+    let mut progress = Progress::new(&run.spec, local.style, local.floor);
+    let (note, notes) = mpsc::unbounded_channel();
+    let ticket = coordinator.ticket().clone();
+    let config = SwarmConfig {
+        ticket: &ticket,
         directory: &run.directory,
         local: &run.local,
         device: &local.device,
@@ -77,9 +89,11 @@ async fn drive(run: &Run, local: &Local) -> Result<Outcome, Failure> {
         peak_flops: local.peak / f64::from(run.spec.stages()) / f64::from(run.spec.pipeline.replicas),
         stages: run.spec.stages(),
         replicas: run.spec.pipeline.replicas,
-    })?;
-    let mut progress = Progress::new(&run.spec, local.style, local.floor);
-    let outcome = attend(coordinator, events, &mut progress, swarm.first_to_fall()).await?;
+        chaos: local.chaos.clone(),
+        seed: run.spec.seed,
+    };
+    let mut swarm = Swarm::start(config, note, progress.course())?;
+    let outcome = attend(coordinator, (events, notes), &mut progress, swarm.tend()).await?;
     swarm.wait().await;
     Ok(outcome)
 }

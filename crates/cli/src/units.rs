@@ -2,6 +2,8 @@
 //!
 //! Owns the wording of quantities. May not know what is counted.
 
+use std::time::Duration;
+
 /// Writes a whole number with a comma between thousands.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -46,6 +48,20 @@ pub(crate) fn percent(ratio: f64) -> String {
     format!("{:.1} %", ratio * 100.0)
 }
 
+/// Reads a length of time: `500ms`, `30s`, `2min`.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = match &text[digits..] {
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "min" => 60.0,
+        _ => f64::NAN,
+    };
+    let seconds = text[..digits].parse::<f64>().unwrap_or(f64::NAN) * unit;
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| format!("`{text}` is not a length of time, such as 500ms, 30s or 2min"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +79,15 @@ mod tests {
         }
         assert_eq!((scaled(1.5e12).as_str(), scaled(12.0).as_str()), ("1.50 T", "12.0 "));
         assert_eq!(percent(0.308), "30.8 %");
+    }
+
+    #[test]
+    fn lengths_of_time_have_a_unit() {
+        for (text, millis) in [("500ms", 500), ("30s", 30_000), ("1.5min", 90_000), ("0s", 0)] {
+            assert_eq!(time(text), Ok(Duration::from_millis(millis)));
+        }
+        for bad in ["", "30", "s", "1h", "-1s", "1.2.3s", "1e400s", "99999999999999999999999s"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use trestle_protocol::time::Span;
 
 use crate::failure::Failure;
 use crate::figures::{Figures, Measure, Sums};
+use crate::standing::code;
 use crate::units::{count, percent};
 
 /// A log keeps at most this many older files beside it, numbered from the latest.
@@ -53,6 +54,11 @@ pub(crate) struct LogReport {
     duplicates: u64,
     expired_leases: u64,
     lost_peers: Vec<String>,
+    removed_peers: Vec<String>,
+    /// Microbatches that were done again because they were lost with a peer.
+    redone: u64,
+    /// Stages that had nobody left, each time.
+    stalls: Vec<u16>,
     refusals: BTreeMap<String, u64>,
     outcome: Option<Outcome>,
 }
@@ -151,6 +157,14 @@ impl Reading {
             }
             Event::Duplicate { .. } => self.report.duplicates += 1,
             Event::LeaseExpired { .. } => self.report.expired_leases += 1,
+            Event::Removed { peer, place, why, lost } => {
+                let (code, stage) = (code(&why), place.stage);
+                self.report
+                    .removed_peers
+                    .push(format!("{peer} (stage {stage}): {code}: {lost} microbatches"));
+            }
+            Event::Redo { count, .. } => self.report.redone += count,
+            Event::Stalled { stage, .. } => self.report.stalls.push(stage.0),
             Event::PeerLost { peer, stage, reason } => {
                 let held = stage.map_or(String::new(), |stage| format!(" (stage {stage})"));
                 self.report.lost_peers.push(format!("{peer}{held}: {reason}"));
@@ -171,7 +185,14 @@ impl Reading {
             Event::Excluded { peer, stage, .. } => {
                 self.refused(format!("peer {peer} of stage {stage} did not answer in an outer step"));
             }
-            Event::Joined { .. }
+            Event::Waiting { .. }
+            | Event::Seated { .. }
+            | Event::Suspected { .. }
+            | Event::Trusted { .. }
+            | Event::Leaving { .. }
+            | Event::Resumed { .. }
+            | Event::Rerouted { .. }
+            | Event::Joined { .. }
             | Event::Agreed { .. }
             | Event::Restored { .. }
             | Event::Planned { .. }
@@ -277,12 +298,20 @@ impl fmt::Display for LogReport {
                 writeln!(f, "{what:<12} {}", count(number))?;
             }
         }
+        if self.redone > 0 {
+            writeln!(f, "redone       {} microbatches", count(self.redone))?;
+        }
+        self.stalls.iter().try_for_each(|stage| writeln!(f, "stood still  stage {stage}"))?;
+        self.removed_peers
+            .iter()
+            .try_for_each(|lost| writeln!(f, "removed      peer {lost} lost with it"))?;
         self.lost_peers.iter().try_for_each(|lost| writeln!(f, "lost         peer {lost}"))?;
         self.refusals
             .iter()
             .try_for_each(|(reason, times)| writeln!(f, "refused      {times} times: {reason}"))?;
         match &self.outcome {
             Some(Outcome::Done) => writeln!(f, "outcome      done"),
+            Some(Outcome::Left) => writeln!(f, "outcome      left"),
             Some(Outcome::Stopped { step }) => writeln!(f, "outcome      stopped on request at step {step}"),
             Some(Outcome::Failed { reason }) => writeln!(f, "outcome      failed: {reason}"),
             None => writeln!(f, "outcome      none: it runs, or it was killed"),

@@ -77,3 +77,23 @@ fn a_ticket_with_a_typo_is_misuse() {
     refuse(&mut trestle(&["join", "trestle1abcdefgh"]), 2, &["ticket"]);
     refuse(&mut trestle(&["join", "hello"]), 2, &["ticket begins with"]);
 }
+
+#[test]
+fn chaos_that_makes_no_sense_is_misuse() {
+    let place = Place::new();
+    refuse(&mut place.train("run", &["--chaos", "maim=1/min"]), 2, &["`maim`", "kill, term, freeze"]);
+    refuse(&mut place.train("run", &["--chaos", "kill=often"]), 2, &["rate `often`", "0.2/min"]);
+    refuse(
+        &mut place.train("run", &["--chaos", "coordinator=1/min"]),
+        2,
+        &["coordinator", "scripts/chaos.py"],
+    );
+    assert!(!place.run_dir("run").exists(), "nothing was begun");
+}
+
+#[test]
+fn a_ledger_is_asked_of_the_folder_of_a_run() {
+    let place = Place::new();
+    refuse(trestle(&["inspect", "ledger"]).arg(place.path()), 1, &["spec.json", "folder of a run"]);
+    refuse(trestle(&["inspect", "accounts"]).arg(place.path()), 2, &["accounts", "ledger"]);
+}

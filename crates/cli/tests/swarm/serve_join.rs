@@ -6,7 +6,9 @@ use std::process::{Child, Stdio};
 
 use trestle_net::Ticket;
 
-use crate::command::{Place, losses, succeed, trestle};
+use serde_json::Value;
+
+use crate::command::{Place, losses, only, succeed, trestle};
 
 struct Serving {
     child: Child,
@@ -80,4 +82,60 @@ fn a_ticket_of_another_run_is_refused_by_name() {
     assert!(words.contains("stage 9 does not exist, the run has 4"), "{words}");
     serving.child.kill().unwrap();
     serving.child.wait().unwrap();
+}
+
+/// Reads the events of a coordinator, through `until` at the most; gives them, and whether it was reached.
+fn read_until(serving: &mut Serving, events: &mut Vec<Value>, until: impl Fn(&Value) -> bool) -> bool {
+    let mut line = String::new();
+    while serving.output.read_line(&mut line).unwrap() > 0 {
+        let event: Value = serde_json::from_str(&line).unwrap();
+        line.clear();
+        let reached = until(&event);
+        events.push(event);
+        if reached {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_killed_coordinator_comes_back_at_its_address_and_its_workers_find_it() {
+    let place = Place::new();
+    let options =
+        ["--steps", "120", "--replicas", "2", "--set", "pipeline.stages=2", "--set", "sync.inner_steps=5"];
+    let mut serving = serve(&place, "served", &options);
+    let mut workers: Vec<Child> = (0..4)
+        .map(|n| {
+            let mut command = join(&place, &serving.ticket, &format!("peer-{n}"), &["--json"]);
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let mut events = Vec::new();
+    assert!(read_until(&mut serving, &mut events, |event| event["event"] == "step" && event["step"] == 30));
+    serving.child.kill().unwrap();
+    serving.child.wait().unwrap();
+    // What it had printed before it died.
+    read_until(&mut serving, &mut events, |_| false);
+    let ticket = serving.ticket.to_string();
+    let mut serving = serve(&place, "served", &[&options[..], &["--resume"]].concat());
+    assert_eq!(serving.ticket.to_string(), ticket, "peers look for it there");
+    let before = losses(&events);
+    let mut after = Vec::new();
+    read_until(&mut serving, &mut after, |_| false);
+    assert!(serving.child.wait().unwrap().success());
+    for worker in &mut workers {
+        let said = std::io::read_to_string(worker.stdout.take().unwrap()).unwrap();
+        assert!(worker.wait().unwrap().success(), "{said}");
+        assert_eq!(said.matches(r#""event":"placed""#).count(), 1, "nobody lost its place: {said}");
+    }
+    let ledger = only(&after, "ledger");
+    let planned = 120 * 4 * 2;
+    assert_eq!(ledger["credited"], serde_json::json!([planned, planned]), "{ledger}");
+    // What was summed up before it died may be summed up again, from the last commit on.
+    let after = losses(&after);
+    let (last_before, first_after) = (before.last().unwrap().0, after[0].0);
+    assert!(first_after <= last_before + 1, "no step is left out: {last_before}, {first_after}");
+    assert!(first_after + 8 > last_before, "nothing is repeated from before the last commit: {first_after}");
+    assert_eq!(after.last().unwrap().0, 119);
 }
