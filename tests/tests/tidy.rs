@@ -8,8 +8,7 @@ use trestle_tests::tidy::complaint::{Complaint, report};
 use trestle_tests::tidy::source::{Source, sources};
 use trestle_tests::tidy::tree::Tree;
 use trestle_tests::tidy::{
-    arrows, bools, crates, glossary, leftovers, lengths, links, module_docs, names, purity,
-    reasons,
+    arrows, bools, crates, glossary, leftovers, lengths, links, module_docs, names, purity, reasons,
 };
 
 fn repository() -> Tree {

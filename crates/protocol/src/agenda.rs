@@ -165,13 +165,12 @@ impl Agenda {
         }
     }
 
-    /// Returns when replicas that exchange at a border go over to what they agree on: at once where something is evaluated
-    /// or saved or the run ends, else some inner steps later.
+    /// Returns when replicas that exchange at a border go over to what they agree on: some inner steps later, but not beyond
+    /// the first border at which something is evaluated or saved or the run ends, so that this is what was agreed on.
     pub fn cutover_of(&self, border: InnerStep) -> InnerStep {
-        if self.consistent_at(border) || border.0 == self.steps {
-            return border;
-        }
-        InnerStep(border.0.saturating_add(self.delay).min(self.steps))
+        let last = border.0.saturating_add(self.delay).min(self.steps);
+        let mut borders = (border.0..last).map(InnerStep);
+        borders.find(|at| self.consistent_at(*at)).unwrap_or(InnerStep(last.max(border.0)))
     }
 
     /// Returns the first border at or after a step at which replicas agree: where the run may stop.
@@ -359,6 +358,15 @@ mod tests {
         assert!(
             agenda.saves_at(InnerStep(3)) && agenda.saves_at(InnerStep(5)) && !agenda.saves_at(InnerStep(0))
         );
+    }
+
+    #[test]
+    fn nothing_is_saved_between_a_commit_and_going_over_to_it() {
+        let exchanges = Exchanges::PseudoGradients;
+        let agenda =
+            Agenda { exchanges, replicas: 2, steps: 20, inner_steps: 5, delay: 4, ..agenda(0, 8, 0) };
+        let cutovers = [5, 8, 10, 15, 20].map(|border| agenda.cutover_of(InnerStep(border)).0);
+        assert_eq!(cutovers, [8, 8, 14, 16, 20]);
     }
 
     #[test]

@@ -23,14 +23,24 @@ const ENUMS: [(&str, &str); 7] = [
 /// Complains of each code without a row in the page, and of each row without a code. A row is `| `Enum::Code` | ... |`.
 pub fn check(tree: &Tree, sources: &[Source]) -> Vec<Complaint> {
     let Some(text) = tree.text(PATH) else {
-        return vec![Complaint::new(PATH, 0, "is missing", "write a row `| `Enum::Code` | what to do |` for each")];
+        return vec![Complaint::new(
+            PATH,
+            0,
+            "is missing",
+            "write a row `| `Enum::Code` | what to do |` for each",
+        )];
     };
     let mut complaints = Vec::new();
     let mut codes = BTreeSet::new();
     for (path, name) in ENUMS {
         let found = variants(sources, path, name);
         if found.is_empty() {
-            complaints.push(Complaint::new(path, 0, format!("has no enum `{name}`"), "correct the list of enums"));
+            complaints.push(Complaint::new(
+                path,
+                0,
+                format!("has no enum `{name}`"),
+                "correct the list of enums",
+            ));
         }
         codes.extend(found);
     }
@@ -93,6 +103,10 @@ mod tests {
         let surplus = check(&page("", "| `Refusal::Gone` | why |\n"), &code());
         assert!(surplus.len() == 1 && surplus[0].found.contains("no peer is ever given"), "{surplus:?}");
         assert!(check(&Tree::of(&[]), &code())[0].found.contains("is missing"));
-        assert_eq!(check(&page("", ""), &[]).len(), ENUMS.len() * 2 + 1, "enums that are not found, and their rows");
+        assert_eq!(
+            check(&page("", ""), &[]).len(),
+            ENUMS.len() * 2 + 1,
+            "enums that are not found, and their rows"
+        );
     }
 }
