@@ -147,7 +147,8 @@ pub enum Fit {
 /// they have on their disks, else `None`.
 ///
 /// Each gets the place whose checkpoint it has, if it can, or one in a stage of which it has another's. A place for which nobody
-/// has anything stays vacant: who is left over takes it under way, from the others. Where no peer names anything at all, they
+/// has anything stays vacant: who is left over takes it under way, from the others. A stage of which nobody has anything goes
+/// to who asks for it, if anyone does. Where no peer names anything at all, they
 /// are placed as at the start.
 pub fn place_resumed(
     number: PlanNumber,
@@ -176,6 +177,15 @@ pub fn place_resumed(
             if let Some(place) = free.find(|place| fit(candidate, *place) >= wanted) {
                 places.insert(place, candidate);
             }
+        }
+    }
+    // Who asks for a stage of which nobody has anything gets it, and will say which file it lacks or cannot read.
+    for place in all().filter(|place| place.replica == ReplicaId(0)) {
+        let held = places.keys().any(|other| other.stage == place.stage);
+        let placed = |candidate: &&Candidate| places.values().any(|other| other.peer == candidate.peer);
+        let asks = candidates.iter().find(|c| c.stage == Some(place.stage) && !placed(c));
+        if let Some(candidate) = asks.filter(|_| !held) {
+            places.insert(place, candidate);
         }
     }
     let held = (0..stages).all(|stage| places.keys().any(|place| place.stage == StageId(stage)));

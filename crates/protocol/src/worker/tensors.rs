@@ -33,6 +33,9 @@ const ANSWER_FACTOR: u64 = 4;
 /// Added always: what is late is done twice, which costs more than this wait.
 const ANSWER_SLACK: Span = Span::seconds(5);
 
+/// Former members whose late results are told from what strangers send.
+const FORMER_MAX: usize = 1024;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Forward,
@@ -63,6 +66,8 @@ pub(crate) struct Traffic {
     pipeline: Option<Pipeline>,
     disturbed_below: InnerStep,
     suspects: BTreeSet<PeerId>,
+    /// Peers that were members once.
+    former: BTreeSet<PeerId>,
     unusable: BTreeSet<PeerId>,
     /// Peers whose connection broke since something was sent to them.
     broken: BTreeSet<PeerId>,
@@ -91,6 +96,7 @@ impl Traffic {
             pipeline: None,
             disturbed_below: InnerStep(0),
             suspects: BTreeSet::new(),
+            former: BTreeSet::new(),
             unusable: BTreeSet::new(),
             broken: BTreeSet::new(),
             won_back: BTreeSet::new(),
@@ -158,6 +164,9 @@ impl Traffic {
     /// Takes a later plan; what waits here and falls to others from now on goes back to who asked for it.
     pub(crate) fn enrol(&mut self, who: &Identity, plan: Plan, disturbed_below: InnerStep, out: &mut Outbox) {
         let until = plan.member(who.me).and_then(|member| member.until);
+        let gone =
+            self.plan.members.iter().map(|member| member.peer).filter(|peer| plan.place_of(*peer).is_none());
+        self.former.extend(gone.take(FORMER_MAX.saturating_sub(self.former.len())));
         self.plan = plan;
         let plan = &self.plan;
         self.suspects.retain(|peer| plan.place_of(*peer).is_some());
@@ -222,7 +231,7 @@ impl Traffic {
     ) -> Result<(), Refusal> {
         let Tensor { microbatch, trained, .. } = tensor;
         if let Err(refusal) = self.check(who, from, &tensor, Direction::Backward) {
-            if matches!(refusal, Refusal::NotMember { .. }) {
+            if matches!(refusal, Refusal::NotMember { .. }) && self.former.contains(&from) {
                 // A peer that was taken for lost has done what others did in its place.
                 out.record(Event::Duplicate { microbatch, from });
             }
