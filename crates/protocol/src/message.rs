@@ -3,7 +3,7 @@
 //! Owns the messages and the reasons of refusals. Knows nothing of how they are written or sent.
 
 use crate::ids::{
-    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, StageId, WeightVersion,
+    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, SeatId, StageId, WeightVersion,
 };
 use crate::plan::{Place, Plan};
 use crate::receipt::Receipt;
@@ -297,6 +297,8 @@ pub struct Tensor {
     pub attempt: Attempt,
     /// The stage it is for.
     pub stage: StageId,
+    /// The seat of its sender: a peer that was lost and came back is credited for nothing that its former seat did.
+    pub seat: SeatId,
     /// The version of the weights that made it.
     pub version: WeightVersion,
     /// Which stages are to train the microbatch in this try.

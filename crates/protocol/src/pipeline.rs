@@ -18,7 +18,7 @@ use crate::ids::{
 use crate::index_set::IndexSet;
 use crate::message::Refusal;
 use crate::pipeline::agreement::Agreement;
-use crate::pipeline::kept::{Asker, Kept, Returned, Sent};
+use crate::pipeline::kept::{Answer, Asker, Kept, Returned, Sent};
 use crate::port::Duty;
 use crate::spec::{RunSpec, Schedule};
 use crate::time::Time;
@@ -253,8 +253,7 @@ impl Pipeline {
     pub fn offer_gradient(
         &mut self,
         microbatch: MicrobatchId,
-        from: PeerId,
-        trained: Option<InnerStep>,
+        answer: Answer,
         gradient: Bytes,
     ) -> Result<Offered, Refusal> {
         let index = match microbatch.split {
@@ -267,8 +266,8 @@ impl Pipeline {
         }
         let known = self.trained.contains_key(&index) || self.is_settled(microbatch);
         match self.kept.get_mut(&index) {
-            Some(kept) if kept.was_sent_to(from) => {
-                kept.answer = Some((from, trained));
+            Some(kept) if kept.was_sent_to(answer.from) => {
+                kept.answer = Some(answer);
                 self.gradients.insert(index, Some(gradient));
                 Ok(Offered::Queued)
             }

@@ -16,6 +16,9 @@ const FAULTS_MAX: u64 = 6;
 /// Virtual seconds after which a drawn run that makes no progress is stuck: beyond all that the core waits for.
 const SILENCE_SECONDS: u64 = 3_600;
 
+/// Things that may happen in a drawn run, ten times as many as in the longest that ends: beyond them it only spins.
+const HAPPENINGS: u64 = 2_000_000;
+
 /// What a drawn scenario gave that broke an expectation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("churn {number}: {words}")]
@@ -125,7 +128,7 @@ impl Sketch {
         for _ in 0..1 + self.below(FAULTS_MAX) {
             self.fault();
         }
-        self.say(format_args!("transport silence={SILENCE_SECONDS}s\ntrain\n----"));
+        self.say(format_args!("transport silence={SILENCE_SECONDS}s happenings={HAPPENINGS}\ntrain\n----"));
         let steps = self.steps;
         self.say(format_args!("outcome=done steps={steps} lost=0 missing=0 apart=0 disagreed=0 laws=kept"));
         if self.number.is_multiple_of(8) {

@@ -166,7 +166,7 @@ pub struct Transport {
 
 impl Default for Transport {
     fn default() -> Self {
-        Self { lost_after: Span::seconds(3), silence_max: Span::seconds(7_200), happenings_max: 1 << 32 }
+        Self { lost_after: Span::seconds(3), silence_max: Span::seconds(7_200), happenings_max: 1 << 24 }
     }
 }
 

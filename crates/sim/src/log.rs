@@ -213,12 +213,7 @@ impl Tally {
                 self.steps = step.0;
                 self.started.get_or_insert(at);
             }
-            Event::Computed {
-                task: TaskKind::Forward | TaskKind::Backward | TaskKind::Step, took, ..
-            } => {
-                let computed = self.computed.entry(peer).or_default();
-                *computed = computed.saturating_add(*took);
-            }
+            Event::Computed { task, took, .. } => self.computed(peer, *task, *took),
             Event::Duplicate { from, .. } => {
                 self.duplicates += 1;
                 self.raced(*from);
@@ -236,24 +231,30 @@ impl Tally {
             | Event::Waiting { .. }
             | Event::Trusted { .. }
             | Event::Leased { .. }
-            | Event::Computed {
-                task:
-                    TaskKind::Save
-                    | TaskKind::Load
-                    | TaskKind::Export
-                    | TaskKind::Snapshot
-                    | TaskKind::Encode
-                    | TaskKind::Reduce
-                    | TaskKind::Stage
-                    | TaskKind::Commit
-                    | TaskKind::Restore
-                    | TaskKind::Adopt,
-                ..
-            }
             | Event::Restored { .. }
             | Event::Saved { .. }
             | Event::RefusedBy { .. }
             | Event::Draining { .. } => {}
+        }
+    }
+
+    /// Adds up what is computed for training.
+    fn computed(&mut self, peer: PeerId, task: TaskKind, took: Span) {
+        match task {
+            TaskKind::Forward | TaskKind::Backward | TaskKind::Step => {
+                let computed = self.computed.entry(peer).or_default();
+                *computed = computed.saturating_add(took);
+            }
+            TaskKind::Save
+            | TaskKind::Load
+            | TaskKind::Export
+            | TaskKind::Snapshot
+            | TaskKind::Encode
+            | TaskKind::Reduce
+            | TaskKind::Stage
+            | TaskKind::Commit
+            | TaskKind::Restore
+            | TaskKind::Adopt => {}
         }
     }
 

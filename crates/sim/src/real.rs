@@ -14,8 +14,9 @@ use tempfile::TempDir;
 use trestle_data::{Dataset, Microbatch};
 use trestle_model::device::{DeviceKind, threads};
 use trestle_model::engine::Engine;
-use trestle_model::input::{Mode, StageInput, StageOutput};
+use trestle_model::input::{Duty as Trains, Mode, StageInput, StageOutput};
 use trestle_model::outer::{Exchanged, Layout, Outer};
+use trestle_protocol::agenda::Agenda;
 use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, Split};
 use trestle_protocol::message::Start;
 use trestle_protocol::plan::Place;
@@ -46,8 +47,8 @@ struct Seat {
     outer: Option<Outer>,
     /// The engine's version at the last snapshot.
     snapshot: u64,
-    /// Microbatches over which the last gradient was averaged.
-    microbatches: u32,
+    /// Microbatches over which the gradient of the last snapshot was averaged.
+    averaged: u32,
 }
 
 impl World {
@@ -120,7 +121,7 @@ impl Seat {
                 Some(Outer::new(config, layout, weights).map_err(|error| fault(&error))?)
             }
         };
-        Ok(Self { place, engine, outer, snapshot: 0, microbatches: 1 })
+        Ok(Self { place, engine, outer, snapshot: 0, averaged: 0 })
     }
 
     fn load(
@@ -136,6 +137,9 @@ impl Seat {
             let other = trestle_model::checkpoint::inspect(&beside).map_err(|error| fault(&error))?.digest;
             found = both(found, other);
             outer.load(&beside).map_err(|error| fault(&error))?;
+            if of != self.place {
+                outer.forget_owed();
+            }
         }
         if Digest(found) != digest {
             let Place { stage, replica } = of;
@@ -144,33 +148,7 @@ impl Seat {
             )));
         }
         self.engine.load(&path).map_err(|error| fault(&error))?;
-        if let Some(outer) = self.outer.as_mut().filter(|_| of != self.place) {
-            // What another replica had trained since the last commit is its own to hand in.
-            outer.forget_owed();
-            let agreed = outer.layout().scatter(outer.anchor());
-            self.engine.set_masters(&agreed).map_err(|error| fault(&error))?;
-        }
-        Ok(())
-    }
-
-    /// Takes over what live replicas of the stage sent.
-    fn take_over(&mut self, state: &Handover, digest: Digest) -> Result<Imported, Fault> {
-        let outer = self.outer.as_mut().expect("only replicas hand their state over");
-        if let Err(error) = outer.import_agreed(&state.agreed) {
-            return Ok(Imported::Unfit(error.to_string()));
-        }
-        let found = Digest(outer.weights_digest());
-        if found != digest {
-            return Ok(Imported::Unfit(format!("the weights have digest {found}, agreed was {digest}")));
-        }
-        let version = match self.engine.import_moments(&state.own) {
-            Ok(version) => version,
-            Err(error) => return Ok(Imported::Unfit(error.to_string())),
-        };
-        let agreed = outer.layout().scatter(outer.anchor());
-        self.engine.set_masters(&agreed).map_err(|error| fault(&error))?;
-        self.engine.set_version(version);
-        Ok(Imported::Held(InnerStep(version)))
+        if of == self.place { Ok(()) } else { self.go_on_from_anchor() }
     }
 
     fn save(&self, world: &World, disk: &mut Disk, step: InnerStep) -> Result<Digest, Fault> {
@@ -187,26 +165,28 @@ impl Seat {
 
     fn snapshot(&mut self, step: OuterStep, microbatches: u32) -> Result<(), Fault> {
         let outer = self.outer.as_mut().expect("only replicas exchange");
+        let elements = outer.layout().elements();
         let values = match (outer.config().exchanged, microbatches) {
-            (Exchanged::Weights, _) => self.engine.masters(),
-            // A replica that had no microbatch in the step has no gradient.
-            (Exchanged::Gradients, 0) => Ok(outer.layout().scatter(&vec![0.0; outer.layout().elements()])),
-            (Exchanged::Gradients, _) => self.engine.gradient_mean(microbatches),
+            (Exchanged::Weights, _) => {
+                outer.layout().gather(&self.engine.masters().map_err(|error| fault(&error))?)
+            }
+            (Exchanged::Gradients, 0) => vec![0.0; elements],
+            (Exchanged::Gradients, _) => {
+                let mean = self.engine.gradient_mean(microbatches).map_err(|error| fault(&error))?;
+                outer.layout().gather(&mean)
+            }
         };
-        let values = outer.layout().gather(&values.map_err(|error| fault(&error))?);
         outer.begin(step.0, values);
-        self.microbatches = microbatches.max(1);
-        self.snapshot = self.engine.version();
+        (self.snapshot, self.averaged) = (self.engine.version(), microbatches);
         Ok(())
     }
 
     fn adopt(&mut self) -> Result<(), Fault> {
-        let microbatches = self.microbatches;
         let outer = self.outer.as_mut().expect("only replicas exchange");
         let adopted = match outer.config().exchanged {
             Exchanged::Gradients => {
                 let mean = outer.adopt(None);
-                self.engine.set_gradient_mean(&outer.layout().scatter(&mean), microbatches)
+                self.engine.set_gradient_mean(&outer.layout().scatter(&mean), self.averaged.max(1))
             }
             Exchanged::Weights => {
                 let trained = self.engine.version() != self.snapshot;
@@ -217,6 +197,21 @@ impl Seat {
             }
         };
         adopted.map_err(|error| fault(&error))
+    }
+
+    /// Goes on from the weights that the replicas have agreed on.
+    fn go_on_from_anchor(&mut self) -> Result<(), Fault> {
+        match &self.outer {
+            Some(outer) if outer.config().exchanged == Exchanged::Weights => {
+                let weights = outer.layout().scatter(outer.anchor());
+                self.engine.set_masters(&weights).map_err(|error| fault(&error))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn exchanges_gradients(&self) -> bool {
+        self.outer.as_ref().is_some_and(|outer| outer.config().exchanged == Exchanged::Gradients)
     }
 }
 
@@ -242,21 +237,36 @@ impl Compute for RealModel {
         Ok(())
     }
 
-    fn export(&mut self, _: OuterStep) -> Result<Handover, Fault> {
+    fn export(&mut self, outer: OuterStep) -> Result<Handover, Fault> {
         let seat = self.seat();
-        let outer = seat.outer.as_ref().expect("only replicas hand their state over");
-        let agreed = outer.export_agreed().into();
-        let own = seat.engine.export_moments().map_err(|error| fault(&error))?.into();
-        Ok(Handover { agreed, own })
+        let state = seat.outer.as_ref().expect("only replicas hand over");
+        // Behind the step that it is of, so that who takes it over can say where it stands.
+        let agreed = [&outer.0.to_le_bytes()[..], &state.export_agreed()].concat();
+        let own = seat.engine.export_moments().map_err(|error| fault(&error))?;
+        Ok(Handover { agreed: agreed.into(), own: own.into() })
     }
 
     fn import(&mut self, place: Place, state: &Handover, digest: Digest) -> Result<Imported, Fault> {
         let mut seat = Seat::new(&self.world, place)?;
-        let imported = seat.take_over(state, digest)?;
-        if matches!(imported, Imported::Held(_)) {
-            self.seat = Some(seat);
+        let outer = seat.outer.as_mut().expect("only replicas take over");
+        let unfit = |words: String| Ok(Imported::Unfit(words));
+        let Some((step, agreed)) = state.agreed.split_at_checked(8) else {
+            return unfit("the state is cut".into());
+        };
+        if let Err(error) = outer.import_agreed(agreed) {
+            return unfit(error.to_string());
         }
-        Ok(imported)
+        if Digest(outer.weights_digest()) != digest {
+            return unfit("the weights have another digest than was agreed".into());
+        }
+        if let Err(error) = seat.engine.import_moments(&state.own) {
+            return unfit(error.to_string());
+        }
+        seat.go_on_from_anchor()?;
+        let step = OuterStep(u64::from_le_bytes(step.try_into().expect("eight bytes")));
+        let border = Agenda::new(&self.world.spec).outer_border(step);
+        self.seat = Some(seat);
+        Ok(Imported::Held(border.unwrap_or_default()))
     }
 
     fn enter(&mut self, step: InnerStep) {
@@ -281,22 +291,24 @@ impl Compute for RealModel {
         gradient: Option<&Bytes>,
         duty: Duty,
     ) -> Result<Option<Bytes>, Fault> {
-        let duty = match duty {
-            Duty::Train => trestle_model::input::Duty::Train,
-            Duty::Ghost => trestle_model::input::Duty::Ghost,
-        };
         let text = self.world.text(work.microbatch.split, work.data_index)?;
         let gradient = gradient.map(|bytes| &bytes[..]);
         let targets = Some(&text.targets[..]);
+        let trains = match duty {
+            Duty::Train => Trains::Train,
+            Duty::Ghost => Trains::Ghost,
+        };
         let gradient =
-            self.engine().backward(number(work.microbatch), input(&text, &work), targets, gradient, duty);
+            self.engine().backward(number(work.microbatch), input(&text, &work), targets, gradient, trains);
         Ok(gradient.map_err(|error| fault(&error))?.map(Bytes::from))
     }
 
     fn step(&mut self, microbatches: u32) -> Result<Updated, Fault> {
-        let report = match microbatches {
-            0 => self.engine().idle(),
-            _ => self.engine().step(microbatches),
+        let seat = self.seat();
+        let report = match (microbatches, seat.exchanges_gradients()) {
+            (0, false) => seat.engine.idle(),
+            // The mean of all is there even where nothing was trained.
+            (_, _) => seat.engine.step(microbatches.max(1)),
         };
         let report = report.map_err(|error| fault(&error))?;
         Ok(Updated { gradient_norm: report.gradient_norm, learning_rate: report.learning_rate })

@@ -49,6 +49,7 @@ scenarios! {
     churn_leave
     churn_one_slot
     churn_partition
+    churn_real
     churn_slow
     crash_and_resume
     dead_worker

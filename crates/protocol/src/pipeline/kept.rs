@@ -2,7 +2,7 @@
 //!
 //! Owns what is kept of it, who asked for it and who was asked. Knows nothing of the queue that it is in.
 
-use crate::ids::{Attempt, InnerStep, PeerId, WeightVersion};
+use crate::ids::{Attempt, InnerStep, PeerId, SeatId, WeightVersion};
 use crate::port::Duty;
 use crate::time::Time;
 use crate::work::Needs;
@@ -49,8 +49,8 @@ pub struct Kept {
     pub(crate) asked: Vec<PeerId>,
     /// Who of the next stage would not take it now.
     pub(crate) refused_by: Vec<PeerId>,
-    /// Whose gradient is used, and the step in which that peer trained it.
-    pub(crate) answer: Option<(PeerId, Option<InnerStep>)>,
+    /// Whose gradient is used.
+    pub(crate) answer: Option<Answer>,
 }
 
 impl Kept {
@@ -123,6 +123,17 @@ pub struct Sent {
     pub needs: Needs,
 }
 
+/// Who of the next stage gave a gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The peer.
+    pub from: PeerId,
+    /// The seat in which it did it.
+    pub seat: SeatId,
+    /// The step in which it trained the microbatch, if it did.
+    pub trained: Option<InnerStep>,
+}
+
 /// What a finished backward leaves to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Returned {
@@ -134,8 +145,8 @@ pub struct Returned {
     pub needs: Needs,
     /// The step of this replica that has it, if it trained it now or before.
     pub trained: Option<InnerStep>,
-    /// The replica of the next stage whose gradient was used, and the step in which it trained it.
-    pub answer: Option<(PeerId, Option<InnerStep>)>,
+    /// Whose gradient was used.
+    pub answer: Option<Answer>,
     /// Versions between its forward and its backward.
     pub staleness: u64,
 }

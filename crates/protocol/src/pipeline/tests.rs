@@ -4,6 +4,7 @@ mod agreeing;
 mod churn;
 
 use super::*;
+use crate::ids::SeatId;
 use crate::spec::sync::SyncSpec;
 use crate::spec::tests::spec;
 use alloc::vec;
@@ -12,6 +13,10 @@ use alloc::vec::Vec;
 const BEFORE: Asker = Asker::Peer(PeerId([1; 32]));
 const ALSO_BEFORE: Asker = Asker::Peer(PeerId([3; 32]));
 const NEXT: PeerId = PeerId([2; 32]);
+
+fn answer(from: PeerId, trained: Option<InnerStep>) -> Answer {
+    Answer { from, seat: SeatId(4), trained }
+}
 const OTHER_NEXT: PeerId = PeerId([4; 32]);
 
 /// The stage of the queues here, which is neither the first nor the last.
@@ -75,7 +80,7 @@ fn forwards(pipeline: &mut Pipeline) -> Vec<u64> {
 }
 
 fn gradient(pipeline: &mut Pipeline, index: u64) {
-    let taken = pipeline.offer_gradient(train(index), NEXT, Some(InnerStep(0)), Bytes::new());
+    let taken = pipeline.offer_gradient(train(index), answer(NEXT, Some(InnerStep(0))), Bytes::new());
     assert_eq!(taken, Ok(Offered::Queued));
 }
 
@@ -183,21 +188,21 @@ fn what_is_known_is_merged_and_what_is_not_owed_is_refused() {
     let mut pipeline = queue(|_| {});
     offer(&mut pipeline, train(0)).unwrap();
     assert_eq!(offer(&mut pipeline, train(0)), Ok(Offered::Merged));
-    let answer = |pipeline: &mut Pipeline, microbatch, from| {
-        pipeline.offer_gradient(microbatch, from, None, Bytes::new())
+    let answered = |pipeline: &mut Pipeline, microbatch, from| {
+        pipeline.offer_gradient(microbatch, answer(from, None), Bytes::new())
     };
     let not_owed = Err(Refusal::NotOwed { microbatch: train(0) });
-    assert_eq!(answer(&mut pipeline, train(0), NEXT), not_owed);
+    assert_eq!(answered(&mut pipeline, train(0), NEXT), not_owed);
     forwards(&mut pipeline);
-    assert_eq!(answer(&mut pipeline, train(0), PeerId([7; 32])), not_owed);
+    assert_eq!(answered(&mut pipeline, train(0), PeerId([7; 32])), not_owed);
     let held_out = MicrobatchId::held_out(0);
     let refused = Err(Refusal::NotOwed { microbatch: held_out });
-    assert_eq!(answer(&mut pipeline, held_out, NEXT), refused);
+    assert_eq!(answered(&mut pipeline, held_out, NEXT), refused);
     gradient(&mut pipeline, 0);
-    assert_eq!(answer(&mut pipeline, train(0), NEXT), Ok(Offered::Duplicate));
+    assert_eq!(answered(&mut pipeline, train(0), NEXT), Ok(Offered::Duplicate));
     let (_, _, returned) = back(&mut pipeline).unwrap();
     assert_eq!(returned.askers, [BEFORE], "who asks twice is answered once");
-    assert_eq!(answer(&mut pipeline, train(0), NEXT), Ok(Offered::Duplicate), "done is done");
+    assert_eq!(answered(&mut pipeline, train(0), NEXT), Ok(Offered::Duplicate), "done is done");
     assert_eq!(pipeline.kept_bytes(), 0);
     let beyond = train(1_000);
     assert_eq!(offer(&mut pipeline, beyond), Err(Refusal::NotDue { microbatch: beyond }));
@@ -239,10 +244,10 @@ fn what_is_owed_is_known_with_who_owes_it_and_since_when() {
     assert_eq!(refused_by(&pipeline), Some(vec![NEXT]));
     pipeline.forgive();
     assert_eq!(refused_by(&pipeline), Some(vec![]));
-    let late = pipeline.offer_gradient(train(0), NEXT, None, Bytes::new());
+    let late = pipeline.offer_gradient(train(0), answer(NEXT, None), Bytes::new());
     assert_eq!(late, Ok(Offered::Queued), "the first who answers is heard, if it was asked at all");
     assert_eq!(owed(&pipeline), [(1, None), (2, None)]);
-    assert_eq!(back(&mut pipeline).unwrap().2.answer, Some((NEXT, None)));
+    assert_eq!(back(&mut pipeline).unwrap().2.answer, Some(answer(NEXT, None)));
 }
 
 #[test]

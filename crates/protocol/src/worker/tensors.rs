@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::homes::Homes;
 use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, SeatId, Split, StageId};
 use crate::message::{Message, Refusal, StepReport, Tensor};
-use crate::pipeline::kept::{Asker, Sent};
+use crate::pipeline::kept::{Answer, Asker, Sent};
 use crate::pipeline::{Offered, Pipeline};
 use crate::plan::{Member, Place, Plan};
 use crate::port::{Outbox, Output};
@@ -229,7 +229,7 @@ impl Traffic {
         tensor: Tensor,
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
-        let Tensor { microbatch, trained, .. } = tensor;
+        let Tensor { microbatch, trained, seat, .. } = tensor;
         if let Err(refusal) = self.check(who, from, &tensor, Direction::Backward) {
             if matches!(refusal, Refusal::NotMember { .. }) && self.former.contains(&from) {
                 // A peer that was taken for lost has done what others did in its place.
@@ -239,7 +239,7 @@ impl Traffic {
         }
         let pipeline = self.pipeline.as_mut().ok_or(Refusal::NotOwed { microbatch })?;
         let waited = pipeline.waited_for(microbatch.index, from).map(|since| now.since(since));
-        match pipeline.offer_gradient(microbatch, from, trained, tensor.payload)? {
+        match pipeline.offer_gradient(microbatch, Answer { from, seat, trained }, tensor.payload)? {
             Offered::Queued => {
                 let owed = pipeline.unanswered().filter(|(_, kept)| kept.was_sent_to(from)).count();
                 let free = (who.spec.pipeline.in_flight_max as usize).saturating_sub(owed) as u32;
@@ -392,10 +392,18 @@ impl Traffic {
         payload: Bytes,
         out: &mut Outbox,
     ) {
-        let stage = self.next();
+        let (stage, seat) = (self.next(), self.seat);
         let version = self.pipeline.as_ref().map(Pipeline::version).unwrap_or_default();
-        let tensor =
-            Tensor { microbatch, attempt, stage, version, needs: needs.clone(), trained: None, payload };
+        let tensor = Tensor {
+            microbatch,
+            attempt,
+            stage,
+            seat,
+            version,
+            needs: needs.clone(),
+            trained: None,
+            payload,
+        };
         out.send(to, Message::Activation(tensor));
         if !needs.includes(stage) {
             return;
@@ -481,8 +489,8 @@ impl Traffic {
         let version = pipeline.version();
         let returned = pipeline.backwarded(microbatch);
         let (index, stage) = (microbatch.index, self.place.stage);
-        if let Some((next, Some(step))) = returned.answer {
-            self.receive(StageId(stage.0 + 1), next, Trained { index, step });
+        if let Some(Answer { from, seat, trained: Some(step) }) = returned.answer {
+            self.receive(StageId(stage.0 + 1), (from, seat), Trained { index, step });
         }
         let trained = returned.trained;
         for asker in &returned.askers {
@@ -498,16 +506,17 @@ impl Traffic {
                         who.spec.boundary_bytes(),
                         "a gradient has the boundary's size"
                     );
-                    if self.plan.place_of(*previous).is_none() {
-                        continue;
-                    }
+                    let Some(member) = self.plan.member(*previous) else { continue };
+                    let asked = (member.peer, member.seat);
                     let stage = StageId(stage.0 - 1);
                     if stage == StageId(0) {
-                        self.receive(stage, *previous, Trained { index, step: InnerStep(0) });
+                        self.receive(stage, asked, Trained { index, step: InnerStep(0) });
                     }
                     let (attempt, needs) = (returned.attempt, returned.needs.clone());
                     let payload = payload.clone();
-                    let tensor = Tensor { microbatch, attempt, stage, version, needs, trained, payload };
+                    let seat = self.seat;
+                    let tensor =
+                        Tensor { microbatch, attempt, stage, seat, version, needs, trained, payload };
                     out.send(*previous, Message::Gradient(tensor));
                 }
                 (Asker::Peer(_), None) => {
@@ -519,9 +528,11 @@ impl Traffic {
         (returned.staleness, ghost)
     }
 
-    fn receive(&mut self, stage: StageId, from: PeerId, trained: Trained) {
-        // Who is no member any longer has lost what it did.
-        let Some(seat) = self.plan.member(from).map(|member| member.seat) else { return };
+    fn receive(&mut self, stage: StageId, (from, seat): (PeerId, SeatId), trained: Trained) {
+        // Who is no member any longer has lost what it did, also where it has a new seat.
+        if self.plan.place_of(from).is_none() {
+            return;
+        }
         self.received.entry((stage, from, seat)).or_default().push(trained);
     }
 

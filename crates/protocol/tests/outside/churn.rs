@@ -391,6 +391,7 @@ fn a_replica_that_was_not_asked_owes_no_gradient() {
         microbatch,
         attempt: Attempt(0),
         stage: StageId(1),
+        seat: SeatId(0),
         version: WeightVersion(0),
         needs: Needs::All,
         trained: Some(InnerStep(0)),

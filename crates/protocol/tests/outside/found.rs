@@ -10,7 +10,7 @@ use trestle_protocol::ids::{
 };
 use trestle_protocol::lease::Leases;
 use trestle_protocol::message::{Message, Outcome, Refusal, Start};
-use trestle_protocol::pipeline::kept::Asker;
+use trestle_protocol::pipeline::kept::{Answer, Asker};
 use trestle_protocol::pipeline::{Offered, Pipeline, Task};
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::spec::Schedule;
@@ -33,7 +33,8 @@ fn a_gradient_that_comes_again_during_its_backward_is_a_duplicate() {
         pipeline.resend(index, next, Time(0));
     }
     let gradient = |pipeline: &mut Pipeline, index| {
-        pipeline.offer_gradient(MicrobatchId::train(index), next, None, Bytes::new())
+        let answer = Answer { from: next, seat: SeatId(3), trained: None };
+        pipeline.offer_gradient(MicrobatchId::train(index), answer, Bytes::new())
     };
     assert_eq!(gradient(&mut pipeline, 0), Ok(Offered::Queued));
     assert!(matches!(pipeline.start(), Some(Task::Backward { .. })));

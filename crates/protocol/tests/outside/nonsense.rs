@@ -20,7 +20,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use std::collections::BTreeSet;
 use trestle_protocol::handshake::{Hello, Mismatch, Welcome};
-use trestle_protocol::ids::{Digest, PeerId, ReplicaId, WeightVersion};
+use trestle_protocol::ids::{Digest, PeerId, ReplicaId, SeatId, WeightVersion};
 use trestle_protocol::message::{
     HELD_MAX, Join, LEASE_MICROBATCHES_MAX, Message, Outcome, Presence, Refusal, StepReport, Tensor,
 };
@@ -131,11 +131,12 @@ impl World {
     fn tensor(&self) -> BoxedStrategy<Tensor> {
         let right = self.boundary_bytes;
         let sizes = prop_oneof![6 => Just(right), 1 => Just(0), 1 => Just(right + 1), 1 => Just(right / 2)];
-        (microbatch(), attempt(), stage(), number(4), needs(), option::of(step()), sizes)
-            .prop_map(|(microbatch, attempt, stage, version, needs, trained, size)| Tensor {
+        (microbatch(), attempt(), stage(), number(8), number(4), needs(), option::of(step()), sizes)
+            .prop_map(|(microbatch, attempt, stage, seat, version, needs, trained, size)| Tensor {
                 microbatch,
                 attempt,
                 stage,
+                seat: SeatId(seat as u32),
                 version: WeightVersion(version),
                 needs,
                 trained,

@@ -46,7 +46,7 @@ fn answer(from: usize, to: usize, message: Message) -> Refusal {
 fn tensor(microbatch: MicrobatchId, stage: u16, bytes: usize) -> Tensor {
     let payload = Bytes::from(vec![0; bytes]);
     let (attempt, stage, version) = (Attempt(0), StageId(stage), WeightVersion(0));
-    Tensor { microbatch, attempt, stage, version, needs: Needs::All, trained: None, payload }
+    Tensor { microbatch, attempt, stage, seat: SeatId(0), version, needs: Needs::All, trained: None, payload }
 }
 
 #[test]

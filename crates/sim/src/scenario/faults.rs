@@ -98,6 +98,7 @@ fn standing(line: &mut Line<'_>, faults: &mut Faults) -> Result<Taken, ParseErro
             let positive = |word: &str| words::span(word).filter(|span| span.0 > 0);
             line.set("lost_after", &mut faults.transport.lost_after, positive, "3s")?;
             line.set("silence", &mut faults.transport.silence_max, positive, "2h")?;
+            line.set("happenings", &mut faults.transport.happenings_max, words::positive, "1_000_000")?;
         }
         _ => return Ok(Taken::NotMine),
     }

@@ -66,7 +66,7 @@ const TAKES: [(&str, &str); 27] = [
     ("join", "stage=, count=, at="),
     ("churn", "hourly=, replaced_after=, deaths="),
     ("noise", "duplicate=, late=, by="),
-    ("transport", "lost_after=, silence="),
+    ("transport", "lost_after=, silence=, happenings="),
     ("hostile", "every="),
 ];
 

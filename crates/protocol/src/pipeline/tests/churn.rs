@@ -23,7 +23,7 @@ fn what_is_trained_here_already_is_a_ghost_and_keeps_its_step() {
         offer(&mut pipeline, train(index)).unwrap();
         let (duty, returned) = finish(&mut pipeline, index);
         assert_eq!((duty, returned.trained), (Duty::Train, Some(InnerStep(0))));
-        assert_eq!(returned.answer, Some((NEXT, Some(InnerStep(0)))));
+        assert_eq!(returned.answer, Some(answer(NEXT, Some(InnerStep(0)))));
     }
     assert_eq!(step(&mut pipeline, 0), 4);
     assert_eq!(redo(&mut pipeline, 2, Needs::All), Ok(Offered::Queued));
@@ -186,7 +186,7 @@ fn what_is_settled_is_dropped_and_not_taken_again() {
     redo(&mut pipeline, 2, only(&[1])).unwrap();
     pipeline.reached(settled(3));
     assert_eq!(pipeline.kept_bytes(), 0);
-    let late = pipeline.offer_gradient(train(0), NEXT, None, Bytes::new());
+    let late = pipeline.offer_gradient(train(0), answer(NEXT, None), Bytes::new());
     assert_eq!(late, Ok(Offered::Duplicate), "no refusal of honest work");
     assert_eq!(offer(&mut pipeline, train(1)), Ok(Offered::Duplicate));
     assert_eq!(forwards(&mut pipeline), [2], "a later try is not settled by an earlier one");
