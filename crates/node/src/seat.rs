@@ -29,8 +29,8 @@ use crate::held;
 use crate::job::{ComputeConfig, Job};
 use crate::words::with_hint;
 
-/// Checkpoints kept of a place: the one that the coordinator's state names, and the one being written.
-const CHECKPOINTS_KEPT: usize = 2;
+/// Checkpoints kept of a place: the one that the coordinator's state names, and those of the steps that its holder is ahead.
+const CHECKPOINTS_KEPT: usize = 4;
 
 /// A place of the plan, held.
 pub(crate) struct Seat {

@@ -8,8 +8,8 @@ use trestle_protocol::ids::{Digest, InnerStep};
 use trestle_protocol::message::Held;
 use trestle_protocol::plan::Place;
 
-/// Checkpoints of a place that are kept: the coordinator may still name the one before the last.
-const KEPT: usize = 2;
+/// Checkpoints of a place that are kept: a peer may be some steps ahead of the one that the coordinator names.
+const KEPT: usize = 4;
 
 /// The disk of one peer.
 #[derive(Clone, Debug)]
@@ -56,15 +56,15 @@ mod tests {
     use trestle_protocol::ids::{ReplicaId, StageId};
 
     #[test]
-    fn the_last_two_checkpoints_of_each_place_are_kept() {
+    fn the_last_checkpoints_of_each_place_are_kept() {
         let place = |replica| Place { stage: StageId(1), replica: ReplicaId(replica) };
         let mut disk = Disk::new(3);
-        for step in [5, 10, 15] {
+        for step in [5, 10, 15, 20, 25] {
             disk.write(place(0), InnerStep(step), Digest([step as u8; 32]), Bytes::new());
         }
         disk.write(place(1), InnerStep(5), Digest([9; 32]), Bytes::new());
         let held: Vec<_> = disk.held().iter().map(|held| (held.place.replica.0, held.step.0)).collect();
-        assert_eq!(held, [(0, 10), (0, 15), (1, 5)]);
+        assert_eq!(held, [(0, 10), (0, 15), (0, 20), (0, 25), (1, 5)]);
         assert!(disk.read(place(0), InnerStep(5)).is_none());
         assert_eq!(disk.read(place(0), InnerStep(15)).map(|(digest, _)| digest), Some(Digest([15; 32])));
     }

@@ -64,8 +64,6 @@ pub struct Ring<'a> {
     agenda: Agenda,
     replicas: Vec<Replica>,
     arbiter: Option<Arbiter>,
-    /// Microbatches that were credited in each outer step since the coordinator's life began.
-    credited: BTreeMap<OuterStep, u64>,
     /// Which life the coordinator lives.
     life: u32,
     durable: Option<Committed>,
@@ -110,7 +108,6 @@ impl<'a> Ring<'a> {
             agenda: Agenda::new(&settings.run_spec()),
             replicas,
             arbiter: None,
-            credited: BTreeMap::new(),
             life: 0,
             durable: None,
             queue: Queue::new(),
@@ -191,7 +188,6 @@ impl<'a> Ring<'a> {
             weighing: Weighing::Receipts,
             silence_min: Span::seconds(1),
         };
-        self.credited.clear();
         self.arbiter = Some(Arbiter::new(config, &self.plan, InnerStep(0), self.durable.clone()));
     }
 
@@ -280,7 +276,6 @@ impl<'a> Ring<'a> {
             // The first replica has done some of the last one's work.
             let (first, last) = (id.0 == 0, usize::from(id.0) + 1 == self.replicas.len());
             let credit = INNER_STEPS * MICROBATCHES + u64::from(first) - u64::from(last);
-            *self.credited.entry(outer).or_default() += credit;
             for _ in 0..credit {
                 arbiter.credit(InnerStep(outer.0 * INNER_STEPS), Place { stage: StageId(0), replica: id });
             }
@@ -317,12 +312,17 @@ impl<'a> Ring<'a> {
     /// Lets the coordinator go on, and makes durable what it asks for.
     fn advance(&mut self, mut out: Outbox) -> Result<(), Violation> {
         let Some(arbiter) = &mut self.arbiter else { return Ok(()) };
-        let all = INNER_STEPS * MICROBATCHES * self.replicas.len() as u64;
-        let awaits = self.credited.get(&arbiter.open()).is_none_or(|credited| *credited < all);
-        arbiter.advance(self.now, &|_| awaits, &mut out);
-        arbiter.take_lost();
+        // What a dead replica owes is done by nobody here, where there is no pipeline: no border waits for it.
+        arbiter.advance(self.now, &|_| false, &mut out);
+        let lost = arbiter.take_lost();
         arbiter.take_restored();
         let to_store = arbiter.take_store();
+        // A coordinator removes whom its arbiter takes for lost, and says so to whoever of them still speaks.
+        for index in 0..self.replicas.len() {
+            if lost.contains(&self.id_of(index)) && self.replicas[index].standing == Standing::Up {
+                self.replicas[index].standing = Standing::Excluded;
+            }
+        }
         self.act(self.coordinator(), out)?;
         if let (Some(committed), Some(_)) = (to_store, &self.arbiter) {
             let moment = self.fate.of_store(self.outcome.stores);
