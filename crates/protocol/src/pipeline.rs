@@ -120,6 +120,7 @@ pub struct Pipeline {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a queue")]
 enum Busy {
     Forward(MicrobatchId, Kept),
     Backward(u64),

@@ -282,7 +282,7 @@ impl Worker {
             | Message::Gradient(_)
             | Message::Diverted { .. }
             | Message::Sync(_)
-            | Message::State(_) => self.from_member(now, from, message, out),
+            | Message::State(_) => self.hear_member(now, from, message, out),
             Message::Refused(refusal) => self.refused(now, from, refusal, out),
             Message::Waiting { .. }
             | Message::Placed { .. }
@@ -310,7 +310,7 @@ impl Worker {
         }
     }
 
-    fn from_member(&mut self, now: Time, from: PeerId, message: Message, out: &mut Outbox) {
+    fn hear_member(&mut self, now: Time, from: PeerId, message: Message, out: &mut Outbox) {
         let Phase::Seated(seat) = &mut self.phase else {
             return out.refuse(from, Refusal::NotYours { peer: from });
         };

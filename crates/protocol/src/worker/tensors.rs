@@ -295,6 +295,7 @@ impl Traffic {
     }
 
     /// Hears that a peer would not take something.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "other refusals say nothing of whom to ask")]
     pub(crate) fn refused(&mut self, now: Time, from: PeerId, refusal: &Refusal) {
         let Some(pipeline) = &mut self.pipeline else { return };
         match refusal {
