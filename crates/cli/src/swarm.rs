@@ -80,6 +80,7 @@ struct Worker {
     soon: u32,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one a worker")]
 enum State {
     Runs {
         child: Child,

@@ -156,7 +156,7 @@ enum Happening {
     /// A frozen peer may go on.
     Thawed { peer: usize, birth: u32 },
     /// A notice has run out.
-    NoticeOver { peer: usize, birth: u32 },
+    NoticeEnds { peer: usize, birth: u32 },
     /// A peer that died is started again.
     Reborn { peer: usize, disk: DiskFate },
     /// A newcomer asks for a place.
@@ -386,7 +386,7 @@ impl<'a> Swarm<'a> {
                 Ok(())
             }
             Happening::Thawed { peer, birth } => self.thawed(peer, birth),
-            Happening::NoticeOver { peer, birth } => {
+            Happening::NoticeEnds { peer, birth } => {
                 if self.peers[peer].birth == birth {
                     self.kill(peer);
                 }

@@ -174,11 +174,8 @@ fn a_worker_that_leaves_with_notice_hands_in_its_work_and_nothing_is_done_again(
             assert_eq!(removals(&swarm), [(place, Removal::Left)], "{case}");
             let lost = |event: &Event| matches!(event, Event::Removed { lost: 1.., .. });
             assert!(!swarm.events[0].iter().any(lost), "{case}");
-            let redone = swarm.events[0].iter().any(|event| match event {
-                Event::Ledger { redone, .. } => redone.iter().any(|redone| *redone > 0),
-                _ => false,
-            });
-            assert!(!redone, "{case}");
+            let redone = |event: &Event| matches!(event, Event::Ledger { redone, .. } if redone.iter().any(|redone| *redone > 0));
+            assert!(!swarm.events[0].iter().any(redone), "{case}");
             let agreed = swarm.events[leaver].iter().any(|event| matches!(event, Event::Agreed { .. }));
             assert!(agreed, "{case}: what it had learnt is part of a commit");
         }

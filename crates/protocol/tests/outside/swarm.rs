@@ -102,6 +102,9 @@ pub(crate) fn peer(index: usize) -> PeerId {
     ids[index]
 }
 
+/// What a stage agreed on in an outer step.
+type Agreed = (StageId, OuterStep, Digest);
+
 /// A swarm on one queue.
 pub(crate) struct Swarm {
     spec: RunSpec,
@@ -111,7 +114,7 @@ pub(crate) struct Swarm {
     /// What stands for the weights of each node, and for those that it has staged.
     weights: Vec<(Digest, Option<Digest>)>,
     /// What each node took in outer steps, and where it stood in that list when it loaded its stage last.
-    agreed: Vec<(Vec<(StageId, OuterStep, Digest)>, usize)>,
+    agreed: Vec<(Vec<Agreed>, usize)>,
     queue: VecDeque<(usize, Input)>,
     /// Nodes whose process is gone.
     killed: BTreeSet<usize>,

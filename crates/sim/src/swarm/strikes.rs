@@ -67,7 +67,7 @@ impl Swarm<'_> {
                 for peer in self.each(whom) {
                     let birth = self.peers[peer].birth;
                     let at = self.now + notice + GRACE;
-                    self.queue.push(at, Happening::NoticeOver { peer, birth });
+                    self.queue.push(at, Happening::NoticeEnds { peer, birth });
                     self.drive(peer, Input::Leave { notice }.into())?;
                 }
             }
