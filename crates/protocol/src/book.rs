@@ -92,7 +92,7 @@ impl Book {
     }
 
     /// Closes the steps that are complete, in order: all losses are in, and the reports of all places that `owes` names. A
-    /// step that is [`STEPS_LATE_MAX`] behind `settled`, the first that is not settled, is closed with what is there: what it
+    /// step that is `STEPS_LATE_MAX` behind `settled`, the first that is not settled, is closed with what is there: what it
     /// lacks was lost with a peer.
     pub fn close(
         &mut self,
