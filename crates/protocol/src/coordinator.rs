@@ -217,7 +217,7 @@ impl Coordinator {
         let device = join.device.clone();
         let peak_flops = join.peak_flops;
         let candidate = Candidate { peer: from, address: join.address.clone(), stage: join.stage };
-        let (candidates, next) = match &mut self.phase {
+        let (candidates, next, before) = match &mut self.phase {
             Phase::Running(_) => {
                 out.record(Event::Joined { peer: from, device, peak_flops });
                 return self.joined_under_way(now, from, join, out);
@@ -233,9 +233,9 @@ impl Coordinator {
                 return Ok(());
             }
             Phase::Reviving { session, candidates, .. } => {
-                (candidates, PlanNumber(session.plan.number.0.saturating_add(1)))
+                (candidates, PlanNumber(session.plan.number.0.saturating_add(1)), Some(&session.plan))
             }
-            Phase::Gathering { candidates, next } => (candidates, *next),
+            Phase::Gathering { candidates, next } => (candidates, *next, None),
             Phase::Over => return Err(Refusal::PlanFull),
         };
         candidates.retain(|c| c.peer != from);
@@ -248,7 +248,12 @@ impl Coordinator {
         let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();
         let plan = match &self.durable.checkpoint {
             Some(checkpoint) => {
-                let has = |candidate: &Candidate, at: Place| checkpoint.fit(at, held(candidate.peer));
+                let was = |peer: PeerId, at: Place| {
+                    move |plan: &Plan| plan.place_of(peer).is_some_and(|place| place.stage == at.stage)
+                };
+                let has = |candidate: &Candidate, at: Place| {
+                    checkpoint.fit(at, held(candidate.peer), before.is_none_or(was(candidate.peer, at)))
+                };
                 place_resumed(next, self.me, (stages, replicas), candidates, has)
             }
             None => place(next, self.me, stages, replicas, candidates),

@@ -24,6 +24,7 @@ use crate::spec::{RunSpec, Schedule};
 use crate::time::Time;
 use crate::work::{Frontier, Needs};
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use bytes::Bytes;
 
 /// A computation that may start now.
@@ -97,6 +98,8 @@ pub struct Pipeline {
     waiting_max: usize,
     version: u64,
     waiting: BTreeMap<Order, Kept>,
+    /// What had to make room for earlier work, and is to be refused.
+    displaced: Vec<(MicrobatchId, Asker)>,
     kept: BTreeMap<u64, Kept>,
     /// What has come back from the next stage; `None` at the last one.
     gradients: BTreeMap<u64, Option<Bytes>>,
@@ -142,6 +145,7 @@ impl Pipeline {
             waiting_max: in_flight_max + 2 * lease_ahead(spec) * usize::from(spec.pipeline.replicas),
             version: start.0,
             waiting: BTreeMap::new(),
+            displaced: Vec::new(),
             kept: BTreeMap::new(),
             gradients: BTreeMap::new(),
             trained: BTreeMap::new(),
@@ -198,10 +202,18 @@ impl Pipeline {
             return Err(Refusal::Leaves { microbatch });
         }
         if self.waiting.len() >= self.waiting_max {
-            return Err(Refusal::Busy { microbatch });
+            // What comes later must not keep out what it waits for.
+            let last = self.waiting.last_entry().filter(|last| order < *last.key());
+            let (later, kept) = last.ok_or(Refusal::Busy { microbatch })?.remove_entry();
+            self.displaced.extend(kept.askers.into_iter().map(|asker| (later.microbatch(), asker)));
         }
         self.waiting.insert(order, Kept::new(asker, attempt, needs, duty, input));
         Ok(Offered::Queued)
+    }
+
+    /// Gives, once, what had to make room for earlier work, with who asked for it.
+    pub fn take_displaced(&mut self) -> Vec<(MicrobatchId, Asker)> {
+        core::mem::take(&mut self.displaced)
     }
 
     /// Finds a microbatch that is under way here, and notes who else asks for it, and what for.
@@ -325,7 +337,7 @@ impl Pipeline {
     }
 
     /// Takes no work of this step and later ones any more; gives back what waits of them, with who asked for it.
-    pub fn leave_at(&mut self, until: InnerStep) -> alloc::vec::Vec<(MicrobatchId, Asker)> {
+    pub fn leave_at(&mut self, until: InnerStep) -> Vec<(MicrobatchId, Asker)> {
         self.until = Some(until);
         let back = |order: &Order, kept: &Kept| order.step() >= until && kept.duty == Duty::Train;
         let waiting = self.waiting.extract_if(.., |order, kept| back(order, kept));

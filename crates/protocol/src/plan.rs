@@ -135,8 +135,10 @@ pub fn place(
 /// How well a peer fits a place of a run that is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fit {
-    /// It has nothing of the stage.
+    /// It has nothing of the stage, as a newcomer.
     Nothing,
+    /// It has nothing of the stage, where it should: it was there before, or nobody knows who was.
+    Missing,
     /// It has the checkpoint of another replica of the stage.
     Stage,
     /// It has the place's own checkpoint.
@@ -147,9 +149,9 @@ pub enum Fit {
 /// they have on their disks, else `None`.
 ///
 /// Each gets the place whose checkpoint it has, if it can, or one in a stage of which it has another's. A place for which nobody
-/// has anything stays vacant: who is left over takes it under way, from the others. A stage of which nobody has anything goes
-/// to who asks for it, if anyone does. Where no peer names anything at all, they
-/// are placed as at the start.
+/// has anything stays vacant: who is left over takes it under way, from the others. A stage of which nobody has anything waits
+/// for those who have, unless somebody asks for it who should have something. Where all should, and none has, they are placed
+/// as at the start, and will say what they miss.
 pub fn place_resumed(
     number: PlanNumber,
     coordinator: PeerId,
@@ -165,7 +167,8 @@ pub fn place_resumed(
     if candidates.len() < usize::from(stages) * usize::from(replicas) {
         return None;
     }
-    if candidates.iter().all(|candidate| all().all(|place| fit(candidate, place) == Fit::Nothing)) {
+    let misses = |candidate: &Candidate| all().map(|place| fit(candidate, place)).max() == Some(Fit::Missing);
+    if candidates.iter().all(misses) {
         return place(number, coordinator, stages, replicas, candidates);
     }
     let mut places: BTreeMap<Place, &Candidate> = BTreeMap::new();
@@ -179,12 +182,13 @@ pub fn place_resumed(
             }
         }
     }
-    // Who asks for a stage of which nobody has anything gets it, and will say which file it lacks or cannot read.
+    // It will say which file it lacks or cannot read.
     for place in all().filter(|place| place.replica == ReplicaId(0)) {
         let held = places.keys().any(|other| other.stage == place.stage);
         let placed = |candidate: &&Candidate| places.values().any(|other| other.peer == candidate.peer);
-        let asks = candidates.iter().find(|c| c.stage == Some(place.stage) && !placed(c));
-        if let Some(candidate) = asks.filter(|_| !held) {
+        let asks = |c: &&Candidate| c.stage == Some(place.stage) && fit(c, place) == Fit::Missing;
+        let asking = candidates.iter().find(|candidate| asks(candidate) && !placed(candidate));
+        if let Some(candidate) = asking.filter(|_| !held) {
             places.insert(place, candidate);
         }
     }
@@ -256,7 +260,13 @@ mod tests {
             None,
             "others may come"
         );
-        let nobody = |_: &Candidate, _: Place| Fit::Nothing;
+        let strangers = |_: &Candidate, _: Place| Fit::Nothing;
+        assert_eq!(
+            place_resumed(PlanNumber(1), PeerId([9; 32]), (2, 2), &asked, strangers),
+            None,
+            "those who have something may come"
+        );
+        let nobody = |_: &Candidate, _: Place| Fit::Missing;
         let plan = place_resumed(PlanNumber(1), PeerId([9; 32]), (2, 2), &asked, nobody).unwrap();
         assert_eq!(plan.members.len(), 4, "nobody says anything");
         let stage =

@@ -220,6 +220,17 @@ fn the_queue_is_bounded() {
 }
 
 #[test]
+fn earlier_work_takes_the_room_of_the_last_that_waits() {
+    let mut pipeline = queue(|spec| spec.training.steps = 1_000);
+    let taken = (1..100).filter(|i| offer(&mut pipeline, train(*i)).is_ok()).count() as u64;
+    assert_eq!(pipeline.take_displaced(), []);
+    assert_eq!(offer(&mut pipeline, train(0)), Ok(Offered::Queued), "without it nothing would go on");
+    assert_eq!(pipeline.take_displaced(), [(train(taken), BEFORE)], "and who asked for the last hears it");
+    assert_eq!(pipeline.take_displaced(), [], "once");
+    assert_eq!(offer(&mut pipeline, train(taken)), Err(Refusal::Busy { microbatch: train(taken) }));
+}
+
+#[test]
 fn what_is_owed_is_known_with_who_owes_it_and_since_when() {
     let mut pipeline = queue(|_| {});
     (0..3).for_each(|i| assert_eq!(offer(&mut pipeline, train(i)), Ok(Offered::Queued)));

@@ -335,7 +335,7 @@ impl Seat {
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
         match message {
-            Message::Activation(tensor) => self.traffic.activation(who, from, tensor),
+            Message::Activation(tensor) => self.traffic.activation(who, from, tensor, out),
             Message::Gradient(tensor) => self.traffic.gradient(now, who, from, tensor, out),
             Message::Diverted { microbatch } => self.traffic.diverted(from, microbatch),
             Message::Sync(say) => match &mut self.member {

@@ -210,14 +210,30 @@ impl Traffic {
                 Err(refusal) => out.refuse(coordinator, refusal),
             }
         }
+        self.say_displaced(who, out);
+    }
+
+    fn say_displaced(&mut self, who: &Identity, out: &mut Outbox) {
+        let displaced = self.pipeline.as_mut().map(Pipeline::take_displaced).unwrap_or_default();
+        for (microbatch, asker) in displaced {
+            out.send(asker.peer(who.coordinator), Message::Refused(Refusal::Busy { microbatch }));
+        }
     }
 
     /// Takes what a replica of the stage before sends.
-    pub(crate) fn activation(&mut self, who: &Identity, from: PeerId, tensor: Tensor) -> Result<(), Refusal> {
+    pub(crate) fn activation(
+        &mut self,
+        who: &Identity,
+        from: PeerId,
+        tensor: Tensor,
+        out: &mut Outbox,
+    ) -> Result<(), Refusal> {
         self.check(who, from, &tensor, Direction::Forward)?;
         let Tensor { microbatch, attempt, needs, payload, .. } = tensor;
         let pipeline = self.pipeline.as_mut().ok_or(Refusal::Busy { microbatch })?;
-        pipeline.offer(microbatch, attempt, needs, Asker::Peer(from), Some(payload)).map(drop)
+        let offered = pipeline.offer(microbatch, attempt, needs, Asker::Peer(from), Some(payload));
+        self.say_displaced(who, out);
+        offered.map(drop)
     }
 
     /// Takes what a replica of the next stage answers.
