@@ -37,6 +37,7 @@ pub(crate) fn words(standing: &Standing) -> String {
                 | Removal::Restarted
                 | Removal::Excluded
                 | Removal::Moved
+                | Removal::Unready
                 | Removal::Unknown => "; joining again",
             };
             format!("removed: {}: {why}{then}", code(why))

@@ -259,6 +259,9 @@ pub enum Removal {
     /// Another stage needs it more; it is placed there when it asks again.
     #[error("another stage needs it more")]
     Moved,
+    /// It was given a place, and did not get ready for it.
+    #[error("it did not get ready in time")]
+    Unready,
     /// It is in no plan that the coordinator knows.
     #[error("it is in no plan that the coordinator knows")]
     Unknown,

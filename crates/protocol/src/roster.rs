@@ -32,6 +32,8 @@ pub(crate) struct Arrival {
     pub(crate) start: Start,
     /// Whether it has them.
     pub(crate) stands: Stands,
+    /// When it has to have them.
+    pub(crate) by: Time,
 }
 
 impl Arrival {
@@ -185,12 +187,14 @@ impl Roster {
         changes
     }
 
-    /// Returns when [`Roster::changes`] has something to say if nothing is heard, or a leaver's time is over.
+    /// Returns when [`Roster::changes`] has something to say if nothing is heard, or a leaver's or newcomer's time is over.
     pub(crate) fn deadline(&self, now: Time) -> Option<Time> {
         let changes = self.watch.values().filter_map(|suspicion| suspicion.next_change(now));
         let alone = Some(self.heard_any + ALONE).filter(|at| *at > now && self.watch.len() > 1);
         let changes = changes.chain(alone);
-        changes.chain(self.leaving.values().copied()).min()
+        let fetching = self.arriving.values().filter(|arrival| arrival.stands == Stands::Fetches);
+        let unready = fetching.map(|arrival| arrival.by);
+        changes.chain(self.leaving.values().copied()).chain(unready).min()
     }
 
     /// Returns whether a member may be gone.
@@ -222,9 +226,15 @@ impl Roster {
         self.leaving.iter().map(|(peer, by)| (*peer, *by)).collect()
     }
 
-    /// Notes that a newcomer is on its way into a place.
-    pub(crate) fn arrives(&mut self, peer: PeerId, start: Start) {
-        self.arriving.insert(peer, Arrival { start, stands: Stands::Fetches });
+    /// Notes that a newcomer is on its way into a place, and when it has to be ready.
+    pub(crate) fn arrives(&mut self, peer: PeerId, start: Start, by: Time) {
+        self.arriving.insert(peer, Arrival { start, stands: Stands::Fetches, by });
+    }
+
+    /// Lists the newcomers that hold a place for too long without getting ready.
+    pub(crate) fn unready(&self, now: Time) -> Vec<PeerId> {
+        let unready = self.arriving.iter().filter(|(_, arrival)| arrival.stands == Stands::Fetches);
+        unready.filter(|(_, arrival)| arrival.by <= now).map(|(peer, _)| *peer).collect()
     }
 
     /// Returns how far a newcomer is.

@@ -425,6 +425,7 @@ impl Worker {
             | Removal::Restarted
             | Removal::Excluded
             | Removal::Moved
+            | Removal::Unready
             | Removal::Unknown => {}
         }
         if self.leave_by.is_some() {

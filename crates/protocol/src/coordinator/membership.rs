@@ -14,6 +14,7 @@ use crate::rebalance::vacancy;
 use crate::roster::{self, Change, Stands, Waiting};
 use crate::route::NEVER;
 use crate::running::{Running, Storing};
+use crate::spec::RunSpec;
 use crate::time::{Span, Time};
 use alloc::format;
 use alloc::vec::Vec;
@@ -25,6 +26,15 @@ const SLEPT: Span = Span::seconds(3);
 /// How long two replicas that cannot reach each other may hold an exchange up: their connection may come back, or others may
 /// serve them what they need.
 const APART_WAIT: Span = Span::seconds(10);
+
+/// How long a newcomer may take at least until it is ready: a device compiles its kernels.
+const READY_WAIT: Span = Span::seconds(600);
+
+/// The slowest way by which a newcomer may get its state, in bytes a second: a slower one takes part in no outer step either.
+const FETCH_RATE_MIN: u64 = 1_000_000;
+
+/// Weights, the momentum of the outer step and two moments of the inner optimizer.
+const STATE_PER_WEIGHT: u64 = 4;
 
 impl Coordinator {
     /// Takes a request for a place while the run goes on.
@@ -193,11 +203,15 @@ impl Coordinator {
         }
         let over = running.roster.leaving().into_iter().filter(|(_, by)| *by <= now);
         let over: Vec<PeerId> = over.map(|(peer, _)| peer).collect();
+        let unready = running.roster.unready(now);
         for peer in lost {
             self.remove(now, peer, Removal::Silent, out);
         }
         for peer in over {
             self.remove(now, peer, Removal::Left, out);
+        }
+        for peer in unready {
+            self.remove(now, peer, Removal::Unready, out);
         }
         self.part(now, out);
     }
@@ -386,7 +400,7 @@ impl Coordinator {
         running.ledger.seat(&member);
         running.ledger_stored.seat(&member);
         running.roster.watch(peer, now);
-        running.roster.arrives(peer, start);
+        running.roster.arrives(peer, start, now + ready_wait(&self.spec, place.stage));
         running.plan.renumber();
         running.plan.members.push(member);
         running.plan.members.sort_by_key(|member| member.place);
@@ -523,4 +537,10 @@ impl Running {
         let renewed = self.leases.held_out_again(now);
         renewed.into_iter().for_each(|renewed| self.tell(renewed, out));
     }
+}
+
+/// Returns how long a newcomer to a stage may hold its place without getting ready.
+fn ready_wait(spec: &RunSpec, stage: StageId) -> Span {
+    let bytes = spec.stage_bytes(stage).saturating_mul(STATE_PER_WEIGHT);
+    READY_WAIT.saturating_add(Span::seconds(bytes / FETCH_RATE_MIN))
 }

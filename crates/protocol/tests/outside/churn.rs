@@ -2,12 +2,13 @@
 
 use crate::replicas::replicated;
 use crate::swarm::{STAGES, Swarm, keys, peer, spec};
+use bytes::Bytes;
 use trestle_protocol::event::{Event, TaskKind};
 use trestle_protocol::ids::{
     Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, ReplicaId, SeatId, StageId,
     WeightVersion,
 };
-use trestle_protocol::message::{Held, Message, Outcome, Refusal, Removal, Tensor};
+use trestle_protocol::message::{Held, Join, Message, Outcome, Refusal, Removal, Tensor};
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::Input;
 use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
@@ -338,6 +339,32 @@ fn a_newcomer_is_not_ready_before_it_holds_what_it_was_told_to_fetch() {
     }
     swarm.run_for(PATIENCE);
     check_ended_well(&swarm, "ready too soon");
+}
+
+#[test]
+fn a_newcomer_that_is_there_and_never_ready_does_not_hold_its_place_for_ever() {
+    let [spec, ..] = twofold();
+    let mut swarm = Swarm::new(spec, None);
+    run_to_forward(&mut swarm, 2, 1);
+    [2, 5].into_iter().for_each(|victim| swarm.kill(victim));
+    swarm.run_for(Span::seconds(30));
+    let join = Join {
+        address: Bytes::new(),
+        stage: Some(StageId(1)),
+        device: "none".into(),
+        peak_flops: 0,
+        held: Vec::new(),
+    };
+    swarm.inject(peer(7), 0, Message::Join(join));
+    for _ in 0..660 {
+        swarm.inject(peer(7), 0, Message::Beat);
+        swarm.run_for(Span::seconds(1));
+    }
+    assert_eq!(removals(&swarm).last(), Some(&(place_at(1, 0), Removal::Unready)));
+    assert_eq!(seated(&swarm), []);
+    swarm.join(7, Some(StageId(1)), Vec::new());
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "who gets ready has the place");
 }
 
 #[test]

@@ -90,6 +90,7 @@ pub(crate) fn removal() -> BoxedStrategy<Removal> {
         Removal::Failed,
         Removal::Excluded,
         Removal::Moved,
+        Removal::Unready,
         Removal::Unknown,
     ])
     .boxed()
