@@ -20,7 +20,7 @@ use crate::ledger::{Finality, Ledger};
 use crate::message::{HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX, Wait};
 use crate::paces::Paces;
 use crate::pipeline::lease_ahead;
-use crate::plan::{Candidate, Member, Place, Plan, place, place_resumed};
+use crate::plan::{Candidate, Fit, Member, Place, Plan, place, place_resumed};
 use crate::port::{Action, Input, Outbox};
 use crate::rebalance::Rebalancer;
 use crate::roster::Roster;
@@ -204,15 +204,7 @@ impl Coordinator {
     fn joined(&mut self, now: Time, from: PeerId, join: Join, out: &mut Outbox) -> Result<(), Refusal> {
         let stages = self.spec.stages();
         let replicas = self.spec.pipeline.replicas;
-        bound_length("device", join.device.len())?;
-        bound_length("address", join.address.len())?;
-        if join.held.len() > HELD_MAX {
-            let (field, got) = ("held".to_string(), join.held.len() as u64);
-            return Err(Refusal::TooMany { field, got, max: HELD_MAX as u64 });
-        }
-        if let Some(stage) = join.stage.filter(|s| s.0 >= stages) {
-            return Err(Refusal::NoSuchStage { stage, stages });
-        }
+        join_is_sound(&join, stages)?;
         let candidates_max = CANDIDATES_PER_PLACE_MAX * usize::from(stages) * usize::from(replicas);
         let device = join.device.clone();
         let peak_flops = join.peak_flops;
@@ -248,11 +240,12 @@ impl Coordinator {
         let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();
         let plan = match &self.durable.checkpoint {
             Some(checkpoint) => {
-                let was = |peer: PeerId, at: Place| {
-                    move |plan: &Plan| plan.place_of(peer).is_some_and(|place| place.stage == at.stage)
+                let was_at = |peer: PeerId, stage| {
+                    before.is_none_or(|plan| plan.place_of(peer).is_some_and(|place| place.stage == stage))
                 };
-                let has = |candidate: &Candidate, at: Place| {
-                    checkpoint.fit(at, held(candidate.peer), before.is_none_or(was(candidate.peer, at)))
+                let has = |candidate: &Candidate, at: Place| match checkpoint.fit(at, held(candidate.peer)) {
+                    Fit::Nothing if was_at(candidate.peer, at.stage) => Fit::Missing,
+                    fit => fit,
                 };
                 place_resumed(next, self.me, (stages, replicas), candidates, has)
             }
@@ -557,6 +550,20 @@ impl Coordinator {
         self.phase = Phase::Over;
         out.record(Event::Finished { outcome: outcome.clone() });
         out.push(Action::Finish(outcome));
+    }
+}
+
+/// Refuses a request to take part that is too long, or that asks for a stage that the run has not.
+fn join_is_sound(join: &Join, stages: u16) -> Result<(), Refusal> {
+    bound_length("device", join.device.len())?;
+    bound_length("address", join.address.len())?;
+    if join.held.len() > HELD_MAX {
+        let (field, got) = ("held".to_string(), join.held.len() as u64);
+        return Err(Refusal::TooMany { field, got, max: HELD_MAX as u64 });
+    }
+    match join.stage.filter(|stage| stage.0 >= stages) {
+        Some(stage) => Err(Refusal::NoSuchStage { stage, stages }),
+        None => Ok(()),
     }
 }
 

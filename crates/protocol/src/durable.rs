@@ -63,13 +63,12 @@ impl Checkpoint {
         on_disk.or(own).or_else(|| self.of_stage(place.stage).next())
     }
 
-    /// Says how well a peer fits a place by what it has on its disk, and by whether it should have something there.
-    pub(crate) fn fit(&self, place: Place, held: &[Held], expected: bool) -> Fit {
+    /// Says how well a peer fits a place by what it has on its disk; it never knows of anything [`Missing`](Fit::Missing).
+    pub(crate) fn fit(&self, place: Place, held: &[Held]) -> Fit {
         let mut there = self.of_stage(place.stage).filter(|(at, digest)| self.is_among(held, *at, *digest));
         match there.by_ref().map(|(at, _)| at == place).max() {
             Some(true) => Fit::Own,
             Some(false) => Fit::Stage,
-            None if expected => Fit::Missing,
             None => Fit::Nothing,
         }
     }
