@@ -245,7 +245,7 @@ impl Coordinator {
                 };
                 let has = |candidate: &Candidate, at: Place| match checkpoint.fit(at, held(candidate.peer)) {
                     Fit::Nothing if was_at(candidate.peer, at.stage) => Fit::Missing,
-                    fit => fit,
+                    fit @ (Fit::Nothing | Fit::Missing | Fit::Stage | Fit::Own) => fit,
                 };
                 place_resumed(next, self.me, (stages, replicas), candidates, has)
             }
