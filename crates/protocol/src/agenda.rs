@@ -132,6 +132,11 @@ impl Agenda {
         counts.then(|| OuterStep(step.0 / self.inner_steps.max(1)))
     }
 
+    /// Returns the outer step that the last inner step leads to.
+    pub fn outer_last(&self) -> OuterStep {
+        OuterStep(self.steps.saturating_sub(1) / self.inner_steps.max(1))
+    }
+
     /// Returns the outer step that is open for replicas that have taken these inner steps and agreed on them.
     pub fn outer_after(&self, start: InnerStep) -> OuterStep {
         OuterStep(start.0.div_ceil(self.inner_steps.max(1)))

@@ -173,7 +173,8 @@ impl Arbiter {
     pub fn credit(&mut self, step: InnerStep, place: Place) {
         // What is credited behind its commit has no contribution left to weigh.
         let undecided = |outer: &OuterStep| self.committed.as_ref().is_none_or(|last| *outer > last.outer);
-        let outer = self.config.agenda.outer_of(step).unwrap_or(self.open);
+        // What is done again when all steps are taken is trained in one behind the last, and is part of the last contribution.
+        let outer = self.config.agenda.outer_of(step).unwrap_or_else(|| self.config.agenda.outer_last());
         if undecided(&outer) {
             self.credit.add(outer, place);
         }
