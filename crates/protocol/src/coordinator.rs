@@ -316,10 +316,11 @@ impl Coordinator {
             }
             None => Ledger::new(self.run, self.finality(), self.spec.stages(), (0, first), &[]),
         };
+        let mut reopened = Vec::new();
         for member in &plan.members {
             ledger.seat(member);
             if matches!(self.start_of(member), Start::Checkpoint { of, .. } if of == member.place) {
-                ledger.reopen(member.seat);
+                reopened.push((member.place, ledger.reopen(member.seat)));
             }
         }
         let seats = plan.members.iter().map(|member| member.seat.0).max().unwrap_or(0);
@@ -329,7 +330,8 @@ impl Coordinator {
                 roster.waits(peer, join);
             }
         }
-        let running = self.running(now, plan, roster, ledger, start);
+        let mut running = self.running(now, plan, roster, ledger, start);
+        reopened.iter().for_each(|(place, trained)| running.weigh(*place, trained));
         self.phase = Phase::Running(Box::new(running));
         self.reserve(out);
     }

@@ -24,7 +24,7 @@ pub enum Finality {
 }
 
 /// A credit that no commit holds yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Open {
     seat: SeatId,
     step: InnerStep,
@@ -41,6 +41,8 @@ struct Page {
     since: BTreeMap<u64, (SeatId, InnerStep)>,
     /// What the durable checkpoint of a single replica has beyond that: it had trained it and not handed it in.
     own: BTreeMap<u64, (ReplicaId, InnerStep)>,
+    /// What seats have of it that were taken from such a checkpoint; of the rest of `open` members keep receipts.
+    reopened: BTreeMap<u64, Open>,
     #[serde(skip)]
     open: BTreeMap<u64, Open>,
 }
@@ -99,6 +101,7 @@ impl Ledger {
                 held,
                 since: BTreeMap::new(),
                 own: BTreeMap::new(),
+                reopened: BTreeMap::new(),
                 open: BTreeMap::new(),
             }
         };
@@ -284,6 +287,7 @@ impl Ledger {
         for page in &mut self.pages {
             let in_it =
                 |open: &Open| seats.get(&open.seat).is_some_and(|seat| open.step < seat.committed_below);
+            page.reopened.retain(|_, open| !in_it(open));
             for (index, open) in page.open.extract_if(.., |_, open| in_it(open)) {
                 page.held.insert(index);
                 page.since.insert(index, (open.seat, open.step));
@@ -297,6 +301,7 @@ impl Ledger {
         self.first.attested.retain(|_, by| *by != seat);
         self.first.returned.retain(|_, (by, _)| *by != seat);
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
+        page.reopened.retain(|_, open| open.seat != seat);
         let lost: Vec<u64> =
             page.open.extract_if(.., |_, open| open.seat == seat).map(|(at, _)| at).collect();
         self.take_back(stage, peer, &lost);
@@ -349,21 +354,36 @@ impl Ledger {
     }
 
     /// Hears that a seat is taken from its place's own durable checkpoint, with what that replica had not handed in then.
-    pub fn reopen(&mut self, seat: SeatId) {
-        let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&seat).copied() else { return };
-        let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return };
-        let own = page.own.iter().filter(|(index, (of, _))| *of == replica && !page.held.contains(**index));
-        let own: Vec<(u64, InnerStep)> = own.map(|(index, (_, step))| (*index, *step)).collect();
-        for (index, step) in own {
-            page.open.entry(index).or_insert(Open { seat, step });
+    /// Returns what is credited to it by that.
+    pub fn reopen(&mut self, seat: SeatId) -> Vec<Trained> {
+        let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&seat).copied() else { return Vec::new() };
+        let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return Vec::new() };
+        let lacks = |index: u64| !page.held.contains(index) && !page.open.contains_key(&index);
+        let own = page.own.iter().filter(|(index, (of, _))| *of == replica && lacks(**index));
+        let own: Vec<Trained> = own.map(|(index, (_, step))| Trained { index: *index, step: *step }).collect();
+        for Trained { index, step } in own.iter().copied() {
+            let open = Open { seat, step };
+            page.reopened.insert(index, open);
+            page.open.insert(index, open);
             self.lost.remove(&(stage, index));
-            let stages = self.redo.entry(index).or_default();
-            stages.remove(&stage);
-            if stages.is_empty() {
-                self.redo.remove(&index);
-            }
             self.accounts.of(stage, peer).trained += 1;
         }
+        own.iter().for_each(|trained| self.forget_redo(stage, trained.index));
+        own
+    }
+
+    /// Remembers, in a ledger that was read from a disk, the credit that seats have from their checkpoints: nobody has a
+    /// receipt of it. Returns it, each with its seat's place.
+    pub fn recall(&mut self) -> Vec<(Place, Trained)> {
+        let mut recalled = Vec::new();
+        for page in &mut self.pages {
+            for (index, open) in page.reopened.clone() {
+                let Some(Seat { stage, replica, .. }) = self.seats.get(&open.seat).copied() else { continue };
+                page.open.insert(index, open);
+                recalled.push((Place { stage, replica }, Trained { index, step: open.step }));
+            }
+        }
+        recalled
     }
 
     /// Looks for what went all the way through the pipeline without being credited at every stage, because who had to

@@ -448,7 +448,8 @@ impl Coordinator {
         }
         running.roster.entered(peer);
         if matches!(arrival.start, Start::Checkpoint { of, .. } if of == member.place) {
-            running.ledger.reopen(member.seat);
+            let reopened = running.ledger.reopen(member.seat);
+            running.weigh(member.place, &reopened);
             running.ledger_stored = running.ledger.clone();
         }
         running.has_moved(now, peer);

@@ -78,10 +78,12 @@ impl Coordinator {
         let Phase::Reviving { session, .. } = core::mem::replace(&mut self.phase, waiting) else {
             return;
         };
-        let session = *session;
+        let mut session = *session;
+        let recalled = session.ledger.recall();
         let roster = Roster::revived(&session.plan, session.seats, now);
         let (plan, start) = (session.plan, session.planned_from);
         let mut running = self.running(now, plan, roster, session.ledger, start);
+        recalled.iter().for_each(|(place, trained)| running.weigh(*place, &[*trained]));
         running.reserved = (session.reserved, session.reserved);
         running.drain = session.drain;
         running.take_up_leases(now, lease_ahead(&self.spec), start, session.reserved);

@@ -189,7 +189,8 @@ fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() 
     ledger.go_back(4);
     let again = Member { seat: SeatId(9), ..plan().members[2].clone() };
     ledger.seat(&again);
-    ledger.reopen(SeatId(9));
+    assert_eq!(ledger.reopen(SeatId(9)), [Trained { index: 0, step: InnerStep(0) }]);
+    assert_eq!(ledger.reopen(SeatId(9)), [], "once");
     assert_eq!(ledger.lacking(0), [StageId(0), StageId(2)], "its own is open again");
     assert_eq!(ledger.lacking(1).len(), 3, "that was behind the checkpoint");
     assert_eq!(ledger.lacking(2).len(), 3, "the other replica's checkpoint is not durable");
@@ -198,5 +199,10 @@ fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() 
         Some(0),
         "stage 1 lacks nothing of 0"
     );
+    let mut stored: Ledger = postcard::from_bytes(&postcard::to_allocvec(&ledger).unwrap()).unwrap();
+    assert_eq!(stored.lacking(0).len(), 3, "open credit is not stored");
+    assert_eq!(stored.recall(), [(again.place, Trained { index: 0, step: InnerStep(0) })]);
+    assert_eq!(stored.lacking(0), [StageId(0), StageId(2)], "but nobody has a receipt of this");
     assert_eq!(ledger.lose(SeatId(9)), 1, "and it can be lost again");
+    assert_eq!((ledger.recall(), ledger.lacking(0).len()), (Vec::new(), 3), "for good");
 }
