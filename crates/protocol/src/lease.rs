@@ -183,7 +183,12 @@ impl Leases {
     /// Returns how many more microbatches of what is to be done again from an index on may be out at a peer. What is out
     /// behind it waits for it, and takes no room from it.
     pub fn room(&self, peer: PeerId, from: u64) -> usize {
-        let before = |m: &MicrobatchId| m.split == Split::HeldOut || m.index <= from;
+        let of = self.agenda.step_of(MicrobatchId::train(from));
+        let before = |m: &MicrobatchId| match m.split {
+            Split::Train => m.index <= from,
+            // An evaluation waits for the steps before its border.
+            Split::HeldOut => self.agenda.step_of(*m) <= of,
+        };
         let out = self.out.iter().filter(|(m, lease)| lease.to == peer && before(m)).count();
         self.ahead.saturating_sub(out)
     }
