@@ -233,6 +233,11 @@ impl Agenda {
         border.0 > 0 && border.0 <= self.steps && (periodic || border.0 == self.steps)
     }
 
+    /// Returns how many evaluations lie below a held-out index.
+    pub fn evaluations_below(&self, index: u64) -> u64 {
+        index.checked_div(self.evaluation_microbatches).unwrap_or(0)
+    }
+
     /// Returns the step a microbatch belongs to; for a held-out one, the border whose weights it measures. `None` when
     /// the agenda does not hold it.
     pub fn step_of(&self, microbatch: MicrobatchId) -> Option<InnerStep> {

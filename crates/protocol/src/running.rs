@@ -308,9 +308,9 @@ impl Running {
         let of_all = self.agenda.microbatches_of_all().max(1);
         let step = |frontier: &Frontier| frontier.train_below / of_all;
         let backward = frontier.train_below < self.told.train_below;
-        let evaluated = self.agenda.evaluation_at(InnerStep(step(&frontier))).end;
-        let news = step(&frontier) > step(&self.told)
-            || (self.told.held_out_below < evaluated && frontier.held_out_below >= evaluated);
+        let evaluations = |frontier: &Frontier| self.agenda.evaluations_below(frontier.held_out_below);
+        let news =
+            step(&frontier) > step(&self.told) || evaluations(&frontier) > evaluations(&self.told);
         if backward || news {
             self.told = frontier;
             self.say_to_all(&Message::Frontier(frontier), out);

@@ -33,9 +33,9 @@ impl Pipeline {
 
     fn evaluated(&self) -> bool {
         let evaluation = self.agenda.evaluation_at(InnerStep(self.version));
-        evaluation.is_empty()
-            || self.evaluated.watermark() >= self.held_out_place_of(evaluation.end)
-            || self.frontier.held_out_below >= evaluation.end
+        // Who holds the place only now has no part in the evaluations before.
+        let mut places = self.held_out_place_of(evaluation.start)..self.held_out_place_of(evaluation.end);
+        self.frontier.held_out_below >= evaluation.end || places.all(|place| self.evaluated.contains(place))
     }
 
     pub(super) fn step_due(&self) -> bool {
