@@ -356,11 +356,14 @@ impl Ledger {
     /// Hears that a seat is taken from its place's own durable checkpoint, with what that replica had not handed in then.
     /// Returns what is credited to it by that.
     pub fn reopen(&mut self, seat: SeatId) -> Vec<Trained> {
-        let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&seat).copied() else { return Vec::new() };
+        let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&seat).copied() else {
+            return Vec::new();
+        };
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return Vec::new() };
         let lacks = |index: u64| !page.held.contains(index) && !page.open.contains_key(&index);
         let own = page.own.iter().filter(|(index, (of, _))| *of == replica && lacks(**index));
-        let own: Vec<Trained> = own.map(|(index, (_, step))| Trained { index: *index, step: *step }).collect();
+        let own: Vec<Trained> =
+            own.map(|(index, (_, step))| Trained { index: *index, step: *step }).collect();
         for Trained { index, step } in own.iter().copied() {
             let open = Open { seat, step };
             page.reopened.insert(index, open);

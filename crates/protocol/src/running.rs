@@ -309,8 +309,7 @@ impl Running {
         let step = |frontier: &Frontier| frontier.train_below / of_all;
         let backward = frontier.train_below < self.told.train_below;
         let evaluations = |frontier: &Frontier| self.agenda.evaluations_below(frontier.held_out_below);
-        let news =
-            step(&frontier) > step(&self.told) || evaluations(&frontier) > evaluations(&self.told);
+        let news = step(&frontier) > step(&self.told) || evaluations(&frontier) > evaluations(&self.told);
         if backward || news {
             self.told = frontier;
             self.say_to_all(&Message::Frontier(frontier), out);

@@ -40,6 +40,9 @@ impl Failure {
 
 /// Draws a scenario and runs it.
 ///
+/// The drawing leaves each stage a disk, but not always one with its last checkpoint: where that is on no disk that is left, the
+/// run may stand still, see [`laws::stands_still_for_want_of_a_disk`].
+///
 /// # Errors
 /// Whatever it breaks.
 pub fn run_drawn(number: u64) -> Result<Report, Box<Failure>> {
@@ -51,6 +54,7 @@ pub fn run_drawn(number: u64) -> Result<Report, Box<Failure>> {
     let report = run_scenario(&text, None).map_err(|error| failure(error.to_string(), &[]))?;
     match report.verdict() {
         Verdict::Met => Ok(report),
+        Verdict::Missed if laws::stands_still_for_want_of_a_disk(&report.outcome) => Ok(report),
         Verdict::Missed => {
             let missed = report.checks.iter().filter(|check| check.verdict == Verdict::Missed);
             let words: Vec<String> = missed.map(ToString::to_string).collect();

@@ -14,18 +14,7 @@ const NAMED_MAX: usize = 8;
 
 /// Returns the laws that are broken, in words.
 pub fn broken(outcome: &SimOutcome) -> Vec<String> {
-    let mut broken = outcome.broken.clone();
-    if outcome.tally.outer.apart > 0 {
-        broken.push(format!(
-            "{} times a replica went over to other weights than its stage's",
-            outcome.tally.outer.apart
-        ));
-    }
-    let kept_max = kept_bytes_max(outcome);
-    if outcome.kept_bytes_max as u64 > kept_max {
-        broken
-            .push(format!("a worker kept {} bytes, at most {kept_max} are allowed", outcome.kept_bytes_max));
-    }
+    let mut broken = broken_on_the_way(outcome);
     if outcome.endings.last() != Some(&Ending::Left(Outcome::Done)) {
         broken.push(format!("the run ended otherwise: {:?}", outcome.endings.last()));
         return broken;
@@ -38,6 +27,29 @@ pub fn broken(outcome: &SimOutcome) -> Vec<String> {
         for stage in (0..outcome.spec.stages()).map(StageId) {
             broken.extend(of_stage(outcome, stage));
         }
+    }
+    broken
+}
+
+/// Returns whether a run stands still because the last checkpoint of a stage is on no disk that is left, and broke no law before:
+/// nobody can go on with it, and it says so.
+pub fn stands_still_for_want_of_a_disk(outcome: &SimOutcome) -> bool {
+    let stuck = outcome.endings.last() == Some(&Ending::Stuck);
+    stuck && !outcome.shardless.is_empty() && broken_on_the_way(outcome).is_empty()
+}
+
+fn broken_on_the_way(outcome: &SimOutcome) -> Vec<String> {
+    let mut broken = outcome.broken.clone();
+    if outcome.tally.outer.apart > 0 {
+        broken.push(format!(
+            "{} times a replica went over to other weights than its stage's",
+            outcome.tally.outer.apart
+        ));
+    }
+    let kept_max = kept_bytes_max(outcome);
+    if outcome.kept_bytes_max as u64 > kept_max {
+        broken
+            .push(format!("a worker kept {} bytes, at most {kept_max} are allowed", outcome.kept_bytes_max));
     }
     broken
 }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use trestle_protocol::durable::StateError;
 use trestle_protocol::ids::{Digest, PeerId, StageId};
-use trestle_protocol::message::Outcome;
+use trestle_protocol::message::{Held, Outcome};
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::Input;
 use trestle_protocol::spec::RunSpec;
@@ -110,6 +110,8 @@ pub struct SimOutcome {
     pub followed: bool,
     /// What the members that were there at the end held.
     pub held: BTreeMap<Place, Holding>,
+    /// Of a running that was stuck, the stages whose last durable checkpoint is on no disk that is left: nobody can mend that.
+    pub shardless: Vec<StageId>,
     /// What was asked of a worker's compute and should never have been, in words.
     pub broken: Vec<String>,
     /// Of a running that was stuck, or that some did not hear the end of: what each peer did and heard last, in words.
@@ -210,6 +212,7 @@ pub struct Swarm<'a> {
     held: BTreeMap<Place, Holding>,
     broken: BTreeSet<String>,
     waits: Vec<String>,
+    shardless: Vec<StageId>,
 }
 
 impl<'a> Swarm<'a> {
@@ -258,6 +261,7 @@ impl<'a> Swarm<'a> {
             held: BTreeMap::new(),
             broken: BTreeSet::new(),
             waits: Vec::new(),
+            shardless: Vec::new(),
         }
     }
 
@@ -327,6 +331,7 @@ impl<'a> Swarm<'a> {
             held: self.held,
             broken: self.broken.into_iter().collect(),
             waits: self.waits,
+            shardless: self.shardless,
         }
     }
 
@@ -356,11 +361,21 @@ impl<'a> Swarm<'a> {
     fn end(&mut self, ending: Ending) -> Ending {
         if ending == Ending::Stuck {
             self.waits = self.describe();
+            self.shardless = self.shardless();
         }
         self.note_broken();
         self.peers.clear();
         self.endings.push(ending.clone());
         ending
+    }
+
+    /// Lists the stages whose last durable checkpoint no peer has that is up.
+    fn shardless(&self) -> Vec<StageId> {
+        let Some(step) = self.log.tally().durable.last().copied() else { return Vec::new() };
+        let up = self.peers.iter().zip(&self.disks).filter(|(peer, _)| peer.life == Life::Up);
+        let held: Vec<Held> = up.flat_map(|(_, disk)| disk.held()).collect();
+        let has = |stage: &StageId| held.iter().any(|held| held.place.stage == *stage && held.step.0 == step);
+        (0..self.config.spec.stages()).map(StageId).filter(|stage| !has(stage)).collect()
     }
 
     fn next_deadline(&self) -> Option<(Time, usize)> {

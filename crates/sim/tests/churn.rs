@@ -4,13 +4,19 @@ use std::fs;
 use std::path::Path;
 use trestle_sim::churn::{draw, run_drawn};
 use trestle_sim::run_scenario_logged;
+use trestle_sim::scenario::expectation::Verdict;
 
 /// Drawn scenarios in each run of the test.
 const DRAWN: u64 = 300;
 
-fn run(number: u64) {
-    if let Err(failure) = run_drawn(number) {
-        panic!("{failure}\n{}\nrepeat with: {}", failure.details, failure.repeat());
+/// Of so many drawn scenarios at most one may stand still because nobody is left who has a stage's last checkpoint.
+const SHARDLESS_ONE_IN: usize = 50;
+
+/// Runs a scenario; returns whether it ended with all work done.
+fn run(number: u64) -> bool {
+    match run_drawn(number) {
+        Ok(report) => report.verdict() == Verdict::Met,
+        Err(failure) => panic!("{failure}\n{}\nrepeat with: {}", failure.details, failure.repeat()),
     }
 }
 
@@ -28,12 +34,16 @@ fn every_drawn_churn_ends_with_all_work_done_once() {
     let open = kept("open churn ");
     let (passed_over, tried): (Vec<u64>, Vec<u64>) = (0..DRAWN).partition(|number| open.contains(number));
     println!("known to fail, and passed over: {passed_over:?}");
-    tried.into_iter().for_each(run);
+    let shardless: Vec<u64> = tried.iter().copied().filter(|number| !run(*number)).collect();
+    println!("stood still, for nobody was left with a stage's last checkpoint: {shardless:?}");
+    assert!(shardless.len() * SHARDLESS_ONE_IN <= tried.len(), "too often: {shardless:?}");
 }
 
 #[test]
 fn every_kept_churn_still_passes() {
-    kept("churn ").into_iter().for_each(run);
+    for number in kept("churn ") {
+        assert!(run(number), "churn {number} stands still");
+    }
 }
 
 #[test]

@@ -118,8 +118,9 @@ impl Coordinator {
         }
     }
 
-    /// Lets members go that asked to leave and whose work is in the last commit.
-    fn let_leavers_go(&mut self, now: Time, out: &mut Outbox) {
+    /// Lets members go that asked to leave and whose work is in the last commit. Who is the last of its stage stays for as long
+    /// as it can, for a newcomer to take over what it has.
+    pub(super) fn let_leavers_go(&mut self, now: Time, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
         let committed =
             running.arbiter.as_ref().and_then(|arbiter| arbiter.committed()).map(|last| last.step);
@@ -130,7 +131,10 @@ impl Coordinator {
         let moving = running.moving.map(|(peer, ..)| peer);
         for peer in gone {
             let why = if Some(peer) == moving { Removal::Moved } else { Removal::Left };
-            self.remove(now, peer, why, out);
+            let Phase::Running(running) = &self.phase else { return };
+            if running.has_another_than(peer) {
+                self.remove(now, peer, why, out);
+            }
         }
     }
 

@@ -474,6 +474,7 @@ impl Coordinator {
             running.take_leases_back(now, peer, out);
         }
         running.retell_held_out(now, out);
+        self.let_leavers_go(now, out);
     }
 
     /// Lets the only replica of a stage go that asked to leave, once its checkpoint is durable.
@@ -488,6 +489,13 @@ impl Coordinator {
 }
 
 impl Running {
+    /// Returns whether a stage could go on without a member: another of its replicas has entered, and is not suspected.
+    pub(crate) fn has_another_than(&self, peer: PeerId) -> bool {
+        let Some(place) = self.plan.place_of(peer) else { return true };
+        let works = |other: &Member| roster::has_entered(other) && !self.roster.is_suspect(other.peer);
+        self.plan.replicas(place.stage).any(|other| other.peer != peer && works(other))
+    }
+
     /// Says what a newcomer takes over from the live replicas of a stage; `None` before anything was committed.
     pub(crate) fn replicas_start(&self, stage: StageId) -> Option<Start> {
         let committed = self.arbiter.as_ref()?.committed()?;
