@@ -419,7 +419,7 @@ impl Seat {
                 if let Some((outer, digest)) = member.agreed() {
                     self.donor.committed(outer, digest);
                 }
-                self.traffic.turn_words();
+                self.traffic.turn_words(0);
             }
             SyncDone::Restored { .. } => pipeline.restored(),
             SyncDone::Encoded { .. } | SyncDone::Reduced { .. } | SyncDone::Staged { .. } => {}
@@ -512,7 +512,7 @@ impl Seat {
         self.traffic.say_receipts(who, out);
         self.traffic.say_saved(who, (step, digest), took.total, out);
         if self.member.is_none() {
-            self.traffic.turn_words();
+            self.traffic.turn_words(who.agenda.training_of(step).start);
         }
     }
 

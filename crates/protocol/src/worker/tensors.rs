@@ -144,6 +144,7 @@ impl Traffic {
     }
 
     pub(crate) fn reached(&mut self, frontier: Frontier) {
+        self.words.reached(frontier.train_below);
         if let Some(pipeline) = &mut self.pipeline {
             pipeline.reached(frontier);
         }
@@ -586,8 +587,8 @@ impl Traffic {
         out.send(who.coordinator, Message::Checkpointed { step, digest, took });
     }
 
-    pub(crate) fn turn_words(&mut self) {
-        self.words.turn();
+    pub(crate) fn turn_words(&mut self, known_at: u64) {
+        self.words.turn(known_at);
     }
 
     pub(crate) fn repeat(&mut self, who: &Identity, out: &mut Outbox) {

@@ -7,7 +7,7 @@ use crate::message::{Message, StepReport};
 use crate::port::Outbox;
 use crate::receipt::Receipt;
 use crate::time::Span;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 /// The words since a border.
@@ -19,11 +19,13 @@ struct Page {
     reports: Vec<StepReport>,
 }
 
-/// The words of the last two borders: what was said before the last commit may be about work that it does not hold.
+/// The words of the last two borders that the coordinator knows, and of all after them: what was said before the last commit may
+/// be about work that it does not hold.
 #[derive(Debug, Default)]
 pub(super) struct Words {
     present: Page,
-    before: Page,
+    /// The pages before it, each with the training index that the coordinator has reached when it knows that page's border.
+    before: VecDeque<(u64, Page)>,
     /// The last checkpoint that was written.
     saved: Option<(InnerStep, Digest, Span)>,
 }
@@ -54,14 +56,23 @@ impl Words {
         self.saved = Some((step, digest, took));
     }
 
-    /// Turns the page, when a commit or a checkpoint is behind the replica.
-    pub(super) fn turn(&mut self) {
-        self.before = core::mem::take(&mut self.present);
+    /// Turns the page, when a commit or a checkpoint is behind the replica. The coordinator knows that border when nothing below
+    /// `known_at` is out any more.
+    pub(super) fn turn(&mut self, known_at: u64) {
+        self.before.push_back((known_at, core::mem::take(&mut self.present)));
+        self.reached(0);
+    }
+
+    /// Hears that nothing below a training index is out any more.
+    pub(super) fn reached(&mut self, train_below: u64) {
+        while self.before.get(1).is_some_and(|(known_at, _)| *known_at <= train_below) {
+            self.before.pop_front();
+        }
     }
 
     /// Says all of it again.
     pub(super) fn repeat(&self, to: PeerId, out: &mut Outbox) {
-        for page in [&self.before, &self.present] {
+        for page in self.before.iter().map(|(_, page)| page).chain([&self.present]) {
             for (&microbatch, &(attempt, loss)) in &page.losses {
                 out.send(to, Message::Loss { microbatch, attempt, loss });
             }
@@ -97,13 +108,29 @@ mod tests {
         words.settled(MicrobatchId::train(0), Attempt(0), None);
         words.loss(MicrobatchId::train(0), Attempt(0), 1.0);
         assert_eq!(said(&words), 2);
-        words.turn();
+        words.turn(0);
         words.report(StepReport::default());
         assert_eq!(said(&words), 3);
-        words.turn();
+        words.turn(0);
         assert_eq!(said(&words), 1);
         words.saved(InnerStep(2), Digest([1; 32]), Span(3));
-        (0..3).for_each(|_| words.turn());
+        (0..3).for_each(|_| words.turn(0));
         assert_eq!(said(&words), 1, "a checkpoint counts until the next");
+    }
+
+    #[test]
+    fn words_are_kept_while_the_coordinator_is_away() {
+        let mut words = Words::default();
+        for step in 1..=4 {
+            words.report(StepReport::default());
+            words.turn(10 * step);
+        }
+        assert_eq!(said(&words), 4);
+        words.reached(19);
+        assert_eq!(said(&words), 4, "it knows the first border, and may have it from before");
+        words.reached(30);
+        assert_eq!(said(&words), 2);
+        words.reached(99);
+        assert_eq!(said(&words), 1);
     }
 }
