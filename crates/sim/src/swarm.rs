@@ -186,7 +186,6 @@ pub struct Swarm<'a> {
     /// Who holds what, as the coordinator's events say.
     holders: BTreeMap<Place, usize>,
     /// Whether work has begun.
-    has_started: bool,
     /// Those of the holders that take part.
     entered: BTreeSet<usize>,
     connections: Connections,
@@ -239,7 +238,6 @@ impl<'a> Swarm<'a> {
             peers: Vec::new(),
             by_id: BTreeMap::new(),
             holders: BTreeMap::new(),
-            has_started: false,
             entered: BTreeSet::new(),
             connections: Connections::default(),
             queue: Queue::new(),
@@ -346,7 +344,6 @@ impl<'a> Swarm<'a> {
         (self.expected, self.steps_struck, self.happenings) = (0, 0, 0);
         self.holders.clear();
         self.entered.clear();
-        self.has_started = false;
         self.held.clear();
         for (after, fault) in faults.timed() {
             self.queue.push(self.now + after, Happening::Struck(fault));

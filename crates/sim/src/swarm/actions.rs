@@ -170,16 +170,14 @@ impl Swarm<'_> {
             }
             Event::Started { .. } => {
                 self.progress_at = self.now;
-                self.has_started = true;
+                // All of its plan take part; who was still on the way when a coordinator died is removed next.
+                self.entered = self.holders.values().copied().collect();
                 self.queue_stranger();
             }
             Event::Evaluated { .. } | Event::Durable { .. } | Event::Outer(_) => self.progress_at = self.now,
             Event::Planned { members, .. } => {
                 let seated = |(peer, place): &(_, Place)| Some((*place, *self.by_id.get(peer)?));
                 self.holders = members.iter().filter_map(seated).collect();
-                if !self.has_started {
-                    self.entered = self.holders.values().copied().collect();
-                }
             }
             Event::Seated { peer, .. } => self.entered.extend(self.by_id.get(peer)),
             Event::Removed { peer, place, .. } => {
