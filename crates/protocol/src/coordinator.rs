@@ -23,7 +23,7 @@ use crate::pipeline::lease_ahead;
 use crate::plan::{Candidate, Fit, Member, Place, Plan, place, place_resumed};
 use crate::port::{Action, Input, Outbox};
 use crate::rebalance::Rebalancer;
-use crate::roster::Roster;
+use crate::roster::{self, Roster};
 use crate::running::{Apart, Running, Storing};
 use crate::spec::RunSpec;
 use crate::sync::arbiter::{Arbiter, ArbiterConfig, Weighing};
@@ -395,7 +395,12 @@ impl Coordinator {
         stage: Option<StageId>,
     ) -> Result<(&mut Running, Place), Refusal> {
         let Phase::Running(running) = &mut self.phase else { return Err(Refusal::NotYours { peer: from }) };
-        let place = running.plan.place_of(from).ok_or(Refusal::NotMember { peer: from })?;
+        let member = running.plan.member(from).ok_or(Refusal::NotMember { peer: from })?;
+        let place = member.place;
+        // Who is still on the way has no work of which it could tell.
+        if !roster::has_entered(member) {
+            return Err(Refusal::NotYours { peer: from });
+        }
         if stage.is_some_and(|stage| stage != place.stage) {
             return Err(Refusal::NotYours { peer: from });
         }

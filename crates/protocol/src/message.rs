@@ -10,7 +10,7 @@ use crate::receipt::Receipt;
 use crate::sync::say::Say;
 use crate::sync::state::StateSay;
 use crate::time::Span;
-use crate::work::{Frontier, Needs};
+use crate::work::{Frontier, Needs, Trained};
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -66,6 +66,8 @@ pub enum Message {
         outer: Option<OuterStep>,
         /// The inner step at which it enters: the border of that outer step.
         step: InnerStep,
+        /// What its state has beyond the stage's commits: its place's own checkpoint had it, and it is credited for it.
+        trained: Vec<Trained>,
     },
     /// Worker to coordinator: it is there.
     Beat,

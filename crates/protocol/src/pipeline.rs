@@ -22,7 +22,7 @@ use crate::pipeline::kept::{Answer, Asker, Kept, Returned, Sent};
 use crate::port::Duty;
 use crate::spec::{RunSpec, Schedule};
 use crate::time::Time;
-use crate::work::{Frontier, Needs};
+use crate::work::{Frontier, Needs, Trained};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -504,6 +504,11 @@ impl Pipeline {
         let trained = self.place_of(self.agenda.training_of(step).start);
         self.accounted = IndexSet::starting_at(trained);
         self.evaluated = IndexSet::starting_at(self.held_out_place_of(self.agenda.evaluated_before(step)));
+    }
+
+    /// Notes what is in this replica's weights from before it took its place.
+    pub fn has_trained(&mut self, trained: &[Trained]) {
+        self.trained.extend(trained.iter().map(|trained| (trained.index, trained.step)));
     }
 
     /// Notes that a replica of the next stage would not take a microbatch.

@@ -5,6 +5,7 @@
 
 mod identity;
 pub mod links;
+mod placing;
 mod seat;
 mod tensors;
 mod words;
@@ -350,7 +351,7 @@ impl Worker {
             let current = seat.plan_number();
             return out.refuse(coordinator, Refusal::StalePlan { got: plan.number, current });
         }
-        if let Err(refusal) = seat::check_plan(&self.who, &plan, member.place, start) {
+        if let Err(refusal) = placing::check_plan(&self.who, &plan, member.place, start) {
             return out.refuse(coordinator, refusal);
         }
         if let Phase::Seated(seat) = &mut self.phase

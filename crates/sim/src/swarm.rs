@@ -185,7 +185,6 @@ pub struct Swarm<'a> {
     by_id: BTreeMap<PeerId, usize>,
     /// Who holds what, as the coordinator's events say.
     holders: BTreeMap<Place, usize>,
-    /// Whether work has begun.
     /// Those of the holders that take part.
     entered: BTreeSet<usize>,
     connections: Connections,

@@ -447,9 +447,10 @@ impl Coordinator {
             entry.enters = enters;
         }
         running.roster.entered(peer);
+        let mut trained = Vec::new();
         if matches!(arrival.start, Start::Checkpoint { of, .. } if of == member.place) {
-            let reopened = running.ledger.reopen(member.seat);
-            running.weigh(member.place, &reopened);
+            trained = running.ledger.reopen(member.seat);
+            running.weigh(member.place, &trained);
             running.ledger_stored = running.ledger.clone();
         }
         running.has_moved(now, peer);
@@ -461,7 +462,7 @@ impl Coordinator {
         let plan = running.plan.clone();
         let disturbed_below = next;
         let frontier = running.told;
-        let enter = Message::Enter { outer, step };
+        let enter = Message::Enter { outer, step, trained };
         self.announce_plan(Some((peer, Message::Roster { plan, disturbed_below })), out);
         let Phase::Running(running) = &mut self.phase else { return };
         if let Some(Storing::Session(messages)) = running.storing.back_mut() {

@@ -17,9 +17,10 @@ use crate::sync::handover::{Donor, Intake};
 use crate::sync::member::{Decision, Member};
 use crate::sync::task::{SyncDone, SyncTask};
 use crate::time::{Span, Time};
-use crate::work::Frontier;
+use crate::work::{Frontier, Trained};
 use crate::worker::identity::Identity;
 use crate::worker::links::Links;
+use crate::worker::placing::step_of;
 use crate::worker::tensors::Traffic;
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -78,35 +79,6 @@ impl Tally {
     fn add(&mut self, took: Took) {
         self.compute = self.compute.saturating_add(took.total);
         self.serialise = self.serialise.saturating_add(took.serialise);
-    }
-}
-
-/// Checks what is later taken for granted: our stage exists, the next one is held where the run begins, and the run does not
-/// start behind its end.
-pub(crate) fn check_plan(who: &Identity, plan: &Plan, place: Place, start: Start) -> Result<(), Refusal> {
-    let stages = who.spec.stages();
-    let stage = place.stage;
-    if stage.0 >= stages {
-        return Err(Refusal::NoSuchStage { stage, stages });
-    }
-    let next = StageId(stage.0 + 1);
-    let begins = plan.member(who.me).is_some_and(|member| member.enters < NEVER);
-    if begins && next.0 < stages && plan.replicas(next).next().is_none() {
-        return Err(Refusal::StageEmpty { stage: next });
-    }
-    if begins && matches!(start, Start::Replicas { .. }) {
-        // At the start nobody has anything that others could send.
-        return Err(Refusal::NotYours { peer: who.coordinator });
-    }
-    let step = step_of(start);
-    let steps = who.agenda.steps();
-    if step > steps { Err(Refusal::StepBeyond { step, steps }) } else { Ok(()) }
-}
-
-fn step_of(start: Start) -> InnerStep {
-    match start {
-        Start::Fresh | Start::Replicas { .. } => InnerStep(0),
-        Start::Checkpoint { step, .. } => step,
     }
 }
 
@@ -264,7 +236,7 @@ impl Seat {
                 self.enrol(who, plan, disturbed_below, out);
                 self.link(who, links, out);
             }
-            Message::Enter { outer, step } => self.enter(who, outer, step, out),
+            Message::Enter { outer, step, trained } => self.enter(who, (outer, step), &trained, out),
             Message::Suspects(suspects) => self.traffic.suspect(suspects.into_iter().collect()),
             Message::Frontier(frontier) => {
                 self.frontier = frontier;
@@ -305,7 +277,13 @@ impl Seat {
         }
     }
 
-    fn enter(&mut self, who: &Identity, outer: Option<OuterStep>, step: InnerStep, out: &mut Outbox) {
+    fn enter(
+        &mut self,
+        who: &Identity,
+        (outer, step): (Option<OuterStep>, InnerStep),
+        trained: &[Trained],
+        out: &mut Outbox,
+    ) {
         if self.standing != Standing::Ready {
             return out.refuse(who.coordinator, Refusal::NotYours { peer: who.coordinator });
         }
@@ -316,6 +294,7 @@ impl Seat {
         let enters = self.traffic.plan().member(who.me).map_or(step, |member| member.enters);
         pipeline.expects_from(enters.max(step));
         pipeline.reached(self.frontier);
+        pipeline.has_trained(trained);
         if let Some(outer) = outer {
             pipeline.enter(outer);
         }

@@ -82,7 +82,8 @@ impl World {
             }),
             (self.plan(), step())
                 .prop_map(|(plan, disturbed_below)| Message::Roster { plan, disturbed_below }),
-            (option::of(outer()), step()).prop_map(|(outer, step)| Message::Enter { outer, step }),
+            (option::of(outer()), step(), vec(trained(), 0..4))
+                .prop_map(|(outer, step, trained)| Message::Enter { outer, step, trained }),
             vec(self.peer_ids(), 0..5).prop_map(Message::Suspects),
             frontier().prop_map(Message::Frontier),
             option::of(outer()).prop_map(|outer| Message::Close { outer }),

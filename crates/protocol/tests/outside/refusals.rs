@@ -141,7 +141,7 @@ fn orders() -> [Message; 8] {
         Message::Waiting { ahead: 0, why: Wait::NoVacancy },
         Message::Placed { plan: plan.clone(), start: Start::Fresh, frontier },
         Message::Roster { plan, disturbed_below: InnerStep(3) },
-        Message::Enter { outer: None, step: InnerStep(3) },
+        Message::Enter { outer: None, step: InnerStep(3), trained: Vec::new() },
         Message::Suspects(vec![peer(3)]),
         Message::Frontier(frontier),
         Message::Close { outer: None },
