@@ -97,7 +97,7 @@ pub struct MemberTally {
     pub redone: u64,
     /// Who has trained what, as the last ledger has it.
     pub accounts: Vec<Account>,
-    /// What peers of each stage did although it was there already, or was asked of another of that stage too.
+    /// What peers of each stage did although it was there already, or was asked of another of that stage or one before it too.
     pub raced: BTreeMap<StageId, u64>,
 }
 
@@ -205,7 +205,7 @@ impl Tally {
             Event::Resumed { .. } => self.members.resumed += 1,
             Event::Rerouted { to, .. } => {
                 self.members.rerouted += 1;
-                self.raced(*to);
+                self.raced_from(*to);
             }
             Event::Redo { count, .. } => self.members.redone += count,
             Event::Durable { step, .. } => self.durable.push(step.0),
@@ -255,6 +255,16 @@ impl Tally {
             | TaskKind::Commit
             | TaskKind::Restore
             | TaskKind::Adopt => {}
+        }
+    }
+
+    /// What goes around a replica may have gone through it before: the stages behind it may have it from both, and who was to
+    /// give the receipt for the first may be lost.
+    fn raced_from(&mut self, peer: PeerId) {
+        let Some(first) = self.outer.places.get(&peer).map(|place| place.stage) else { return };
+        let last = self.outer.places.values().map(|place| place.stage).max().unwrap_or(first);
+        for stage in (first.0..=last.0).map(StageId) {
+            *self.members.raced.entry(stage).or_default() += 1;
         }
     }
 
