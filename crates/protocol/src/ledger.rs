@@ -73,6 +73,8 @@ pub struct Ledger {
     seats: BTreeMap<SeatId, Seat>,
     /// What is to be done again, and at which stages; leased from here.
     redo: BTreeMap<u64, BTreeSet<StageId>>,
+    /// The last durable border, and the seats whose checkpoints are part of it.
+    saved: (InnerStep, BTreeSet<SeatId>),
     /// What was lost once, so that its later credit counts as redone.
     lost: BTreeSet<(StageId, u64)>,
     accounts: Accounts,
@@ -115,6 +117,7 @@ impl Ledger {
             pages: (0..stages).map(page).collect(),
             seats: BTreeMap::new(),
             redo,
+            saved: (InnerStep(0), BTreeSet::new()),
             lost: holes.iter().copied().collect(),
             accounts: Accounts::default(),
             first: First::default(),
@@ -254,11 +257,23 @@ impl Ledger {
             return false;
         }
         let committed = step < at.committed_below || self.finality == Finality::AtOnce;
-        if committed {
-            page.held.insert(index);
-            page.since.insert(index, (seat, step));
-        } else {
-            page.open.insert(index, Open { seat, step });
+        // A receipt may be later than the checkpoint that has the work.
+        let saved = step < self.saved.0 && self.saved.1.contains(&seat);
+        match (committed, saved) {
+            (true, true) => {
+                page.held.insert(index);
+                page.durable.insert(index);
+            }
+            (true, false) => {
+                page.held.insert(index);
+                page.since.insert(index, (seat, step));
+            }
+            (false, _) => {
+                page.open.insert(index, Open { seat, step });
+                if saved {
+                    page.own.insert(index, (at.replica, step));
+                }
+            }
         }
         let sums = self.accounts.of(stage, at.peer);
         sums.trained += 1;
@@ -340,6 +355,9 @@ impl Ledger {
     /// Hears that the checkpoints of these places at a border are durable.
     pub fn durable(&mut self, border: InnerStep, saved: impl Fn(Place) -> bool) {
         let seats = &self.seats;
+        let of = |seat: &Seat| Place { stage: seat.stage, replica: seat.replica };
+        let whose = seats.iter().filter(|(_, seat)| saved(of(seat))).map(|(id, _)| *id);
+        self.saved = (border, whose.collect());
         for page in &mut self.pages {
             for (index, _) in page.since.extract_if(.., |_, (_, step)| *step < border) {
                 page.durable.insert(index);

@@ -206,3 +206,25 @@ fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() 
     assert_eq!(ledger.lose(SeatId(9)), 1, "and it can be lost again");
     assert_eq!((ledger.recall(), ledger.lacking(0).len()), (Vec::new(), 3), "for good");
 }
+
+#[test]
+fn a_receipt_that_is_later_than_the_checkpoint_is_part_of_it() {
+    let mut ledger = ledger(Finality::AtOnce);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0)])).unwrap();
+    ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+    credit(&mut ledger, receipt(1, 2, 0, &[(1, 1), (2, 2)])).unwrap();
+    assert_eq!(ledger.lose_stage(StageId(1)), 1, "only what came in a step behind it");
+    assert!(ledger.is_credited(StageId(1), 1) && !ledger.is_credited(StageId(1), 2));
+    assert_eq!(ledger.durable_holes(3).iter().filter(|(stage, _)| *stage == StageId(1)).count(), 1);
+}
+
+#[test]
+fn a_late_receipt_of_what_a_replica_had_not_handed_in_is_of_its_own_checkpoint() {
+    let mut ledger = ledger(Finality::Commits);
+    ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 1), (1, 2)])).unwrap();
+    ledger.lose(SeatId(2));
+    let again = Member { seat: SeatId(9), ..plan().members[2].clone() };
+    ledger.seat(&again);
+    assert_eq!(ledger.reopen(SeatId(9)), [Trained { index: 0, step: InnerStep(1) }]);
+}
