@@ -154,6 +154,10 @@ impl Swarm<'_> {
     fn record(&mut self, index: usize, event: &Event) -> Result<(), SwarmError> {
         self.log.record(self.now, self.peers[index].id, event)?;
         if index != COORDINATOR {
+            if matches!(event, Event::Saved { step, .. } if step.0 == self.config.spec.training.steps) {
+                // Who dies between this and the last word of the run has done its part.
+                self.note_holding(index, &Outcome::Done);
+            }
             return Ok(());
         }
         match event {
@@ -182,6 +186,7 @@ impl Swarm<'_> {
             Event::Seated { peer, .. } => self.entered.extend(self.by_id.get(peer)),
             Event::Removed { peer, place, .. } => {
                 self.holders.remove(place);
+                self.held.remove(place);
                 if let Some(index) = self.by_id.get(peer) {
                     self.entered.remove(index);
                 }
@@ -216,7 +221,7 @@ impl Swarm<'_> {
         Ok(())
     }
 
-    /// Notes what a member holds that ends well.
+    /// Notes what a member holds that ends well, or has written what it ends with.
     fn note_holding(&mut self, index: usize, outcome: &Outcome) {
         let mut entered = self.holders.iter().filter(|(_, holder)| self.entered.contains(holder));
         let place = entered.find(|(_, holder)| **holder == index).map(|(place, _)| *place);
