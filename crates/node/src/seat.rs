@@ -15,6 +15,7 @@ use trestle_model::input::{self, Mode, StageInput, StageOutput};
 use trestle_protocol::agenda::Agenda;
 use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, Split};
 use trestle_protocol::message::Start;
+use trestle_protocol::pipeline::checkpoints_kept;
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Duty, Input, Output, StoredItem, Took};
 use trestle_protocol::spec::RunSpec;
@@ -28,9 +29,6 @@ use crate::agreement::{Agreement, Debts, Origin};
 use crate::held;
 use crate::job::{ComputeConfig, Job};
 use crate::words::with_hint;
-
-/// Checkpoints kept of a place: the one that the coordinator's state names, and those of the steps that its holder is ahead.
-const CHECKPOINTS_KEPT: usize = 4;
 
 /// A place of the plan, held.
 pub(crate) struct Seat {
@@ -292,7 +290,7 @@ impl Seat {
         };
         config
             .directory
-            .prune(self.place, CHECKPOINTS_KEPT)
+            .prune(self.place, checkpoints_kept(&config.spec))
             .map_err(|error| with_hint(&error, Some(error.hint())))?;
         Ok(digest)
     }

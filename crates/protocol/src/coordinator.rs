@@ -240,11 +240,11 @@ impl Coordinator {
         let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();
         let plan = match &self.durable.checkpoint {
             Some(checkpoint) => {
-                let was_at = |peer: PeerId, stage| {
-                    before.is_none_or(|plan| plan.place_of(peer).is_some_and(|place| place.stage == stage))
-                };
+                // Who was there and lists nothing may have something all the same, and says what it lacks.
+                let was_there = |plan: &Plan, peer| plan.place_of(peer).is_some() && held(peer).is_empty();
+                let misses = |peer| before.is_none_or(|plan| was_there(plan, peer));
                 let has = |candidate: &Candidate, at: Place| match checkpoint.fit(at, held(candidate.peer)) {
-                    Fit::Nothing if was_at(candidate.peer, at.stage) => Fit::Missing,
+                    Fit::Nothing if misses(candidate.peer) => Fit::Missing,
                     fit @ (Fit::Nothing | Fit::Missing | Fit::Stage | Fit::Own) => fit,
                 };
                 place_resumed(next, self.me, (stages, replicas), candidates, has)
@@ -253,7 +253,9 @@ impl Coordinator {
         };
         let Some(plan) = plan else {
             let ahead = candidates.len() as u32 - 1;
-            out.send(from, Message::Waiting { ahead, why: Wait::AwaitsPeers });
+            let enough = candidates.len() >= usize::from(stages) * usize::from(replicas);
+            let why = if enough { Wait::NoShard } else { Wait::AwaitsPeers };
+            out.send(from, Message::Waiting { ahead, why });
             return Ok(());
         };
         let surplus: Vec<_> =

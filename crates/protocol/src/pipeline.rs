@@ -571,3 +571,11 @@ impl Pipeline {
 pub fn lease_ahead(spec: &RunSpec) -> usize {
     spec.pipeline.in_flight_max as usize + spec.pipeline.microbatches_per_step as usize
 }
+
+/// Checkpoints of a place that its holder keeps: the one that the coordinator's state names, the one that is being written, and
+/// twice those of the steps that it may be ahead, since others may be behind by as many.
+pub fn checkpoints_kept(spec: &RunSpec) -> usize {
+    let steps = spec.checkpoint.every.max(1) as usize;
+    let apart = steps.saturating_mul(spec.pipeline.microbatches_per_step.max(1) as usize);
+    2 + 2 * lease_ahead(spec).div_ceil(apart)
+}

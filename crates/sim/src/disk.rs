@@ -8,28 +8,27 @@ use trestle_protocol::ids::{Digest, InnerStep};
 use trestle_protocol::message::Held;
 use trestle_protocol::plan::Place;
 
-/// Checkpoints of a place that are kept: a peer may be some steps ahead of the one that the coordinator names.
-const KEPT: usize = 4;
-
 /// The disk of one peer.
 #[derive(Clone, Debug)]
 pub struct Disk {
     /// The peer's number, which tells its files from those of others.
     pub owner: usize,
+    /// Checkpoints of a place that are kept.
+    kept: usize,
     checkpoints: BTreeMap<(Place, InnerStep), (Digest, Bytes)>,
 }
 
 impl Disk {
-    /// Makes an empty disk.
-    pub fn new(owner: usize) -> Self {
-        Self { owner, checkpoints: BTreeMap::new() }
+    /// Makes an empty disk, which keeps so many checkpoints of a place.
+    pub fn new(owner: usize, kept: usize) -> Self {
+        Self { owner, kept, checkpoints: BTreeMap::new() }
     }
 
     /// Writes a checkpoint, and drops the oldest of its place beyond those that are kept.
     pub fn write(&mut self, place: Place, step: InnerStep, digest: Digest, bytes: Bytes) {
         self.checkpoints.insert((place, step), (digest, bytes));
         let of_place: Vec<_> = self.checkpoints.keys().filter(|(at, _)| *at == place).copied().collect();
-        for old in of_place.iter().rev().skip(KEPT) {
+        for old in of_place.iter().rev().skip(self.kept) {
             self.checkpoints.remove(old);
         }
     }
@@ -58,7 +57,7 @@ mod tests {
     #[test]
     fn the_last_checkpoints_of_each_place_are_kept() {
         let place = |replica| Place { stage: StageId(1), replica: ReplicaId(replica) };
-        let mut disk = Disk::new(3);
+        let mut disk = Disk::new(3, 4);
         for step in [5, 10, 15, 20, 25] {
             disk.write(place(0), InnerStep(step), Digest([step as u8; 32]), Bytes::new());
         }

@@ -12,6 +12,7 @@ use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::ids::StageId;
 use trestle_protocol::message::Join;
 use trestle_protocol::node::Node;
+use trestle_protocol::pipeline::checkpoints_kept;
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::worker::WorkerConfig;
 
@@ -46,7 +47,7 @@ impl Swarm<'_> {
             self.broken(ends, epoch, "reset by peer")?;
         }
         if fate == DiskFate::Lost {
-            self.disks[index] = Disk::new(index);
+            self.disks[index] = Disk::new(index, checkpoints_kept(&self.config.spec));
         }
         let wish = self.holders.iter().find(|(_, holder)| **holder == index).map(|(place, _)| place.stage);
         let old = &self.peers[index];
@@ -93,7 +94,7 @@ impl Swarm<'_> {
         self.by_id.insert(id, index);
         self.peers.push(Peer::new(id, node, worker));
         if self.disks.len() <= index {
-            self.disks.push(Disk::new(index));
+            self.disks.push(Disk::new(index, checkpoints_kept(&self.config.spec)));
         }
     }
 
