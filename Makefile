@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 SCENARIOS ?= $(sort $(wildcard sim/scenarios/*))
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint bench sim docs fix clean help trestle
+.PHONY: setup demo test lint guards bench sim docs fix clean help trestle
 
 setup: ## Find or fetch libtorch (once) and point cargo at it
 	@./scripts/setup.sh
@@ -27,6 +27,9 @@ test: setup ## Run every test and print how many ran
 
 lint: setup ## Check format, lints, documentation, licences and sources; change nothing
 	@CARGO="$(CARGO)" ./scripts/lint.sh
+
+guards: setup ## Delete each guard of the core in a copy, and see its test turn red
+	@CARGO="$(CARGO)" python3 scripts/guards.py
 
 bench: setup ## Measure speed and memory beside PyTorch, for BENCHMARKS.md
 	@CARGO="$(CARGO)" ./scripts/bench.sh

@@ -8,7 +8,8 @@ use trestle_tests::tidy::complaint::{Complaint, report};
 use trestle_tests::tidy::source::{Source, sources};
 use trestle_tests::tidy::tree::Tree;
 use trestle_tests::tidy::{
-    arrows, bools, crates, glossary, leftovers, lengths, links, module_docs, names, purity, reasons,
+    arrows, bools, crates, glossary, guards, leftovers, lengths, links, module_docs, names, purity, reasons,
+    scenarios,
 };
 
 fn repository() -> Tree {
@@ -110,4 +111,14 @@ fn the_glossary_gives_each_term_a_meaning() {
 #[test]
 fn every_reason_a_peer_is_given_is_explained() {
     demand_none(&reasons::check(&repository(), &code()));
+}
+
+#[test]
+fn everything_a_scenario_may_say_is_explained() {
+    demand_none(&scenarios::check(&repository(), &code()));
+}
+
+#[test]
+fn every_guard_stands_where_it_is_deleted_and_has_its_test() {
+    demand_none(&guards::check(&repository()));
 }

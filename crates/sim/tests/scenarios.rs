@@ -39,6 +39,7 @@ scenarios! {
     churn_coordinator
     churn_cut
     churn_disk_full
+    churn_disk_full_coordinator
     churn_duplicate
     churn_empty_stage
     churn_flapping
@@ -50,6 +51,7 @@ scenarios! {
     churn_one_slot
     churn_partition
     churn_real
+    churn_reorder
     churn_slow
     crash_and_resume
     dead_worker

@@ -3,10 +3,12 @@
 mod arbiter;
 mod churn;
 mod court;
+mod desk;
 mod found;
 mod hostile;
 mod member;
 mod nonsense;
+mod office;
 mod refusals;
 mod replicas;
 mod swarm;
