@@ -21,6 +21,9 @@ const OUTCOMES: (&str, &str) = ("crates/sim/src/scenario/expectation.rs", "OUTCO
 /// The measures that are no numbers.
 const WORDS: [&str; 4] = ["outcome", "digest", "losses", "laws"];
 
+/// Stands in a row for the ways to say to whom something is done, which a paragraph of its own explains.
+const WHOM: &str = "WHOM";
+
 /// A row of the page: its line, the code in its first cell, and the whole of it.
 struct Row<'a> {
     line: usize,
@@ -51,9 +54,13 @@ pub fn check(tree: &Tree, sources: &[Source]) -> Vec<Complaint> {
     let measure_of = |code: &str| code.split(['=', '<', '>']).next().unwrap_or_default().to_owned();
     complaints.extend(compare(&verbs, &of_verbs, "verb", verb_of));
     complaints.extend(compare(&measures, &of_measures, "measure", measure_of));
+    let whom: String = text.split("\n\n").filter(|part| part.starts_with(&format!("*{WHOM}*"))).collect();
     for (verb, takes) in takes.iter().zip(takes.iter().skip(1)).step_by(2) {
         let about = of_verbs.iter().filter(|row| row.code.iter().any(|code| verb_of(code) == *verb));
-        let about: String = about.map(|row| row.text).collect();
+        let mut about: String = about.map(|row| row.text).collect();
+        if about.contains(WHOM) {
+            about += &whom;
+        }
         for key in keys(takes).filter(|key| !about.contains(&format!("{key}="))) {
             let found = format!("does not explain `{key}=` of `{verb}`");
             complaints.push(Complaint::new(PATH, 0, found, "add it to the row of the verb"));
@@ -140,7 +147,7 @@ mod tests {
 
     fn code() -> Vec<Source> {
         let script = r#"const VERBS: &str = "steps, \
-            kill"; const TAKES: [(&str, &str); 1] = [("kill", "a name, restart= or at=")];"#;
+            kill"; const TAKES: [(&str, &str); 1] = [("kill", "a name or stage=, restart= or at=")];"#;
         let expectation =
             r#"const MEASURES: [(&str, u8); 1] = [("lost", 1)]; const OUTCOMES: [&str; 1] = ["done"];"#;
         let parse = |path, text| Source::parse(path, text).expect("it parses");
@@ -149,8 +156,9 @@ mod tests {
 
     fn found(verbs: &str, measures: &str) -> Vec<String> {
         let rest = "| `digest=same-twice` | x |\n| `losses=a`, `laws=kept` | x |\n";
-        let page =
-            format!("| verb | does |\n|---|---|\n{verbs}\n\n| measure | is |\n|---|---|\n{measures}\n{rest}");
+        let page = format!(
+            "*WHOM* is `stage=1`, or a name.\n\n| verb | does |\n|---|---|\n{verbs}\n\n| measure | is |\n|---|---|\n{measures}\n{rest}"
+        );
         check(&Tree::of(&[(PATH, &page)]), &code()).into_iter().map(|complaint| complaint.found).collect()
     }
 
@@ -166,9 +174,11 @@ mod tests {
         assert_eq!(found(KILL, &measures), ["does not explain the verb `steps`"]);
         let half = format!("{STEPS}| `kill WHOM` | `at=` |");
         assert_eq!(found(&half, &measures), ["does not explain `restart=` of `kill`"]);
+        let nobody = format!("{STEPS}| `kill [restart=a]` | `at=` |");
+        assert_eq!(found(&nobody, &measures), ["does not explain `stage=` of `kill`"]);
         let more = format!("{verbs}\n| `save` | x |");
         assert_eq!(found(&more, &measures), ["explains the verb `save`, which there is not"]);
-        assert_eq!(found(&verbs, OUTCOME), ["does not explain the measure `lost`"]);
+        assert_eq!(found(&verbs, OUTCOME.trim()), ["does not explain the measure `lost`"]);
         let more = format!("{measures}\n| `won<2` | x |");
         assert_eq!(found(&verbs, &more), ["explains the measure `won`, which there is not"]);
         let none = format!("| `outcome` | how |\n{LOST}");
