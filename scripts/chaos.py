@@ -66,15 +66,24 @@ class Swarm:
         self.options, self.folder = options, folder
         self.draws = random.Random(options.seed)
         self.counts = {"kills": 0, "coordinator_kills": 0, "terms": 0, "freezes": 0}
-        self.ticket, self.peers, self.events, self.began = None, [], [], time.monotonic()
+        self.ticket, self.peers, self.events, self.began, self.harm_at = None, [], [], time.monotonic(), None
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        command = [options.trestle, "serve", options.run, "--json", "--listen", "127.0.0.1:0", "--dir", str(folder / "run")]
+        prefix, address = self.where("coordinator")
+        command = [*prefix, options.trestle, "serve", options.run, "--json", "--listen", f"{address}:0", "--dir", str(folder / "run")]
         for option, value in (("--replicas", options.replicas), ("--steps", options.steps), ("--data", options.data)):
             if value is not None:
                 command += [option, str(value)]
         for value in options.set:
             command += ["--set", value]
         self.coordinator = Process("coordinator", command, folder / "coordinator.log", self.environment, True)
+
+    def where(self, name):
+        """What a process is started with, and the address on which it listens."""
+        return [], "127.0.0.1"
+
+    def joined_with(self):
+        """Further words for each peer."""
+        return []
 
     def say(self, words):
         print(f"{time.monotonic() - self.began:8.1f} {words}", file=sys.stderr, flush=True)
@@ -98,14 +107,18 @@ class Swarm:
                 # The last line of a process that was killed may be cut short.
                 pass
 
-    def join(self, number, stages):
-        command = [self.options.trestle, "join", self.ticket, "--listen", "127.0.0.1:0", "--threads", "1"]
-        command += ["--peak-flops", "1e9", "--tied", "--dir", str(self.folder / f"peer-{number}"), "--stage", str(number % stages)]
+    def join(self, number, stage):
+        name = f"peer-{number}"
+        prefix, address = self.where(name)
+        command = [*prefix, self.options.trestle, "join", self.ticket, "--listen", f"{address}:0", "--threads", "1", "--tied"]
+        command += ["--peak-flops", "1e9", "--dir", str(self.folder / name), "--stage", str(stage)]
         if self.options.data is not None:
             command += ["--data", str(self.options.data)]
-        peer = Process(f"peer-{number}", command, self.folder / f"peer-{number}.log", self.environment, False)
+        command += self.joined_with()
+        peer = Process(name, command, self.folder / f"{name}.log", self.environment, "--json" in command)
         peer.start()
         self.peers.append(peer)
+        return peer
 
     def done(self):
         finished = [event for event in self.events if event.get("event") == "finished"]
@@ -124,6 +137,14 @@ class Swarm:
                 peer.start_at = now + self.draws.uniform(*RESTART_WAIT)
         if self.coordinator.start_at is not None and now >= self.coordinator.start_at:
             self.serve(["--resume"])
+
+    def disturb(self, now):
+        """Does the harm that is due; called again and again once the first step is complete."""
+        least, most = (float(part) for part in self.options.kill_every.split(":"))
+        if self.harm_at is not None and now >= self.harm_at and not self.options.no_faults:
+            self.harm(now)
+        if self.harm_at is None or now >= self.harm_at:
+            self.harm_at = now + self.draws.uniform(least, most)
 
     def harm(self, now):
         options, draw = self.options, self.draws.random
@@ -154,25 +175,24 @@ class Swarm:
             victim.start_at = now + self.draws.uniform(*RESTART_WAIT)
             self.counts["kills"] += 1
 
-    def run(self):
-        least, most = (float(part) for part in self.options.kill_every.split(":"))
+    def start(self):
         self.serve()
         spec = json.loads((self.folder / "run" / "spec.json").read_text())["spec"]
-        stages, replicas = len(spec["pipeline"]["stage_layers"]), spec["pipeline"]["replicas"]
-        for number in range(stages * replicas):
-            self.join(number, stages)
-        harm_at = None
+        self.stages, self.replicas = len(spec["pipeline"]["stage_layers"]), spec["pipeline"]["replicas"]
+        for number in range(self.stages * self.replicas):
+            self.join(number, number % self.stages)
+
+    def run(self):
+        """Runs to the end, and gives what came of it."""
+        self.start()
         deadline = time.monotonic() + self.options.limit
         while self.done() is None and time.monotonic() < deadline:
             now = time.monotonic()
             if self.coordinator.start_at is None and not self.coordinator.runs():
                 break
             self.look_after(now)
-            if harm_at is None and any(event.get("event") == "step" for event in self.events):
-                harm_at = now + self.draws.uniform(least, most)
-            if harm_at is not None and now >= harm_at and not self.options.no_faults:
-                self.harm(now)
-                harm_at = now + self.draws.uniform(least, most)
+            if any(event.get("event") == "step" for event in self.events):
+                self.disturb(now)
             time.sleep(0.05)
         return self.finish()
 
@@ -191,7 +211,7 @@ class Swarm:
         of_stages = lambda figure: [stage[figure] for stage in ledger["stages"]]
         held_out = [event["loss"] for event in self.events if event.get("event") == "evaluated"]
         steps = {event["step"] for event in self.events if event.get("event") == "step"}
-        print(json.dumps({
+        return {
             **self.counts,
             "planned": ledger["planned"],
             "credited": of_stages("trained"),
@@ -203,40 +223,52 @@ class Swarm:
             "held_out": held_out[-1] if held_out else None,
             "outcome": self.done(),
             "seconds": round(seconds, 1),
-        }))
-        return 0 if ledger["exact"] and self.done() == "Done" else 1
+        }
 
     def end(self):
         for process in [self.coordinator, *self.peers]:
             process.kill()
 
 
-def main():
+def is_exact(result):
+    """Whether the run ended by itself with every microbatch of the plan trained once."""
+    return result["exact"] and result["outcome"] == "Done" and all(it == result["planned"] for it in result["credited"])
+
+
+def arguments():
+    """The options of every swarm."""
     parser = argparse.ArgumentParser()
     parser.add_argument("trestle")
     parser.add_argument("run", nargs="?", default="runs/demo.toml")
     parser.add_argument("--replicas", type=int)
-    parser.add_argument("--kill-every", default="5:15", metavar="A:B")
-    parser.add_argument("--coordinator", type=float, default=0.2, help="share of the kills that hit the coordinator")
-    parser.add_argument("--term", type=float, default=0.2, help="share of the other harm that is SIGTERM")
-    parser.add_argument("--freeze-share", type=float, default=0.2, help="share of the other harm that is a stop")
-    parser.add_argument("--freeze", type=float, default=10.0, help="seconds of a stop")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--data", type=pathlib.Path)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=pathlib.Path, help="keep the folders there")
-    parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds after which it is given up")
+    return parser
+
+
+def main():
+    parser = arguments()
+    parser.add_argument("--kill-every", default="5:15", metavar="A:B")
+    parser.add_argument("--coordinator", type=float, default=0.2, help="share of the kills that hit the coordinator")
+    parser.add_argument("--term", type=float, default=0.2, help="share of the other harm that is SIGTERM")
+    parser.add_argument("--freeze-share", type=float, default=0.2, help="share of the other harm that is a stop")
+    parser.add_argument("--freeze", type=float, default=10.0, help="seconds of a stop")
+    parser.add_argument("--no-faults", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.dir or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         swarm = Swarm(options, folder)
         try:
-            return swarm.run()
+            result = swarm.run()
         finally:
             swarm.end()
+    print(json.dumps(result))
+    return 0 if is_exact(result) else 1
 
 
 if __name__ == "__main__":
