@@ -153,3 +153,16 @@ pub(crate) fn only<'a>(events: &'a [Value], kind: &str) -> &'a Value {
     assert!(found.next().is_none(), "{kind} more than once");
     first
 }
+
+/// The events in the logs of all nodes of a run, each with its peer.
+pub(crate) fn logged(place: &Place, run: &str) -> Vec<(String, Value)> {
+    let mut events = Vec::new();
+    for node in std::fs::read_dir(place.run_dir(run)).unwrap() {
+        let Ok(text) = std::fs::read_to_string(node.unwrap().path().join("events.jsonl")) else { continue };
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            events.push((line["peer"].as_str().unwrap().to_owned(), line["event"].clone()));
+        }
+    }
+    events
+}

@@ -5,24 +5,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::command::{Place, held_out, losses, only, start_until, succeed};
+use crate::command::{Place, held_out, logged, losses, only, start_until, succeed};
 use crate::golden::OneProcess;
 
 /// Relative difference that another order of summation makes.
 const ROUNDING: f64 = 1e-6;
-
-/// The events in the logs of all nodes of a run, each with its peer.
-fn logged(place: &Place, run: &str) -> Vec<(String, Value)> {
-    let mut events = Vec::new();
-    for node in std::fs::read_dir(place.run_dir(run)).unwrap() {
-        let Ok(text) = std::fs::read_to_string(node.unwrap().path().join("events.jsonl")) else { continue };
-        for line in text.lines() {
-            let line: Value = serde_json::from_str(line).unwrap();
-            events.push((line["peer"].as_str().unwrap().to_owned(), line["event"].clone()));
-        }
-    }
-    events
-}
 
 /// Which digests were reported for each stage and outer step, and by how many replicas.
 fn agreed(place: &Place, run: &str) -> BTreeMap<(u64, u64), (BTreeSet<String>, usize)> {
