@@ -34,7 +34,7 @@ fn pid_of(events: &[Value], name: &str) -> u64 {
     started.unwrap_or_else(|| panic!("{name} was started: {events:?}"))["pid"].as_u64().unwrap()
 }
 
-fn changes<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
+pub(crate) fn changes<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
     events.iter().filter(|event| event["event"] == kind).collect()
 }
 
@@ -52,7 +52,7 @@ fn train_with(place: &Place, options: &[&str], at_step: u64, harm: impl FnOnce(&
 }
 
 /// Checks that each stage trained what was planned, by the coordinator's word and by its ledger on disk; gives the ledger.
-fn check_exact(place: &Place, events: &[Value], planned: u64) -> Value {
+pub(crate) fn check_exact(place: &Place, events: &[Value], planned: u64) -> Value {
     assert_eq!(only(events, "finished")["outcome"], "Done");
     let ledger = only(events, "ledger");
     let stages = ledger["credited"].as_array().unwrap();

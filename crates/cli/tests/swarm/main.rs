@@ -5,6 +5,7 @@
 mod bad_input;
 mod churn;
 mod command;
+mod cut;
 mod golden;
 mod rehearsals;
 mod replicas;
