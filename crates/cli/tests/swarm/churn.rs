@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::command::{Place, losses, only, start_until, succeed, trestle};
+use crate::command::{Place, logged, losses, only, start_until, succeed, trestle};
 
 /// A run of two stages with three replicas each, which agree every four steps.
 const REPLICAS: [&str; 10] = [
@@ -93,6 +93,21 @@ fn a_killed_replica_is_replaced_and_every_token_is_trained_once() {
     assert_eq!(losses(&events).len(), 200);
 }
 
+/// The commits of a run as its coordinator logged them, and the place of each member that it removed, in order.
+fn commits_and_removals(place: &Place) -> Vec<Value> {
+    let told = logged(place, "run").into_iter().map(|(_, event)| event);
+    told.filter(|event| event["Outer"]["verdict"] == "Committed" || event.get("Removed").is_some()).collect()
+}
+
+/// What each replica of a stage has in a commit, in microbatches.
+fn weights(commit: &Value, stage: u64) -> Vec<(u64, u64)> {
+    let stages = commit["Outer"]["contributors"].as_array().unwrap();
+    let entry = stages.iter().find(|entry| entry[0].as_u64() == Some(stage));
+    let replicas = &entry.unwrap_or_else(|| panic!("no stage {stage} in {commit}"))[1];
+    let weight = |entry: &Value| (entry[0].as_u64().unwrap(), entry[1].as_u64().unwrap());
+    replicas.as_array().unwrap().iter().map(weight).collect()
+}
+
 #[test]
 fn a_worker_that_is_told_to_leave_hands_in_what_it_has() {
     let place = Place::new();
@@ -100,9 +115,21 @@ fn a_worker_that_is_told_to_leave_hands_in_what_it_has() {
     let events =
         train_with(&place, &options, 10, |events| signal("TERM", pid_of(events, "worker-0-replica-2")));
     let report = check_exact(&place, &events, 60 * 4 * 3);
-    assert_eq!(changes(&events, "leaving").len(), 1);
-    assert_eq!(changes(&events, "removed")[0]["why"], "Left");
+    let leaving = changes(&events, "leaving");
+    assert_eq!((leaving.len(), &leaving[0]["seconds"]), (1, &Value::from(30.0)));
+    let removed = changes(&events, "removed");
+    assert_eq!((&removed[0]["why"], &removed[0]["lost"]), (&Value::from("Left"), &Value::from(0)));
     assert_eq!((sum(&report, "redone"), sum(&report, "lost")), (0, 0), "nothing was lost with it: {report}");
+    let told = commits_and_removals(&place);
+    let at = told.iter().position(|event| event.get("Removed").is_some()).unwrap();
+    let leaver = told[at]["Removed"]["place"]["replica"].as_u64().unwrap();
+    let handed_in = weights(&told[at - 1], 0);
+    let share = handed_in.iter().find(|(replica, _)| *replica == leaver);
+    assert!(share.is_some_and(|(_, weight)| *weight > 0), "in the commit it left with: {handed_in:?}");
+    // All that was planned is in some commit, so nothing that it trained is missing in the last one it was part of.
+    let commits = told.iter().filter(|event| event.get("Outer").is_some());
+    let all: u64 = commits.flat_map(|commit| weights(commit, 0)).map(|(_, weight)| weight).sum();
+    assert_eq!(all, 60 * 4 * 3);
 }
 
 #[test]
