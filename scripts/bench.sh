@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures speed and memory beside PyTorch and bare iroh, each pair in one run, and prints rows for BENCHMARKS.md.
-# Called by `make bench`, after setup. Usage: bench.sh [stage|message|swarm|memory|codec|allreduce|outer]... ; all by default.
+# Called by `make bench`, after setup. Usage: bench.sh [stage|message|swarm|memory|codec|allreduce|outer|churn]... ; all by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ export PYTHONPATH=$python_path OMP_WAIT_POLICY=PASSIVE
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 say() { printf 'bench: %s\n' "$*" >&2; }
-[ $# -gt 0 ] || set -- stage message swarm memory codec allreduce outer
+[ $# -gt 0 ] || set -- stage message swarm memory codec allreduce outer churn
 
 build() { "$cargo" build --release --quiet "$@"; }
 
@@ -111,9 +111,27 @@ outer() {
   python3 scripts/bench_rows.py outer "$work"/outer.true.?.json "$work"/outer.false.?.json
 }
 
+# What is left of the speed while replicas are killed and replaced, how long their work is away, and how fast others join; each
+# peer has a tenth of a core. The second run has less work in an outer step, so that joining waits less for its border.
+churn() {
+  if [ "$(id -u)" -ne 0 ]; then
+    say 'churn is left out: a share of a core for each peer needs root'
+    return
+  fi
+  build -p trestle-cli
+  local flags=(runs/demo.toml --replicas 3 --steps 100000 --set pipeline.microbatch_size=2 --set evaluation.every=0 --set checkpoint.every=0)
+  say 'replicas killed every 20 s, and replaced'
+  python3 scripts/churn_bench.py "$target/release/trestle" "${flags[@]}" --set pipeline.microbatches_per_step=8 \
+    --set sync.inner_steps=2 --set sync.delay=1 >"$work/churn"
+  say 'peers that join, with less work in an outer step'
+  python3 scripts/churn_bench.py "$target/release/trestle" "${flags[@]}" --calm 3 --every 3 --kills 0 --joins 3 \
+    --set pipeline.microbatches_per_step=2 --set model.sequence_len=16 --set sync.inner_steps=2 --set sync.delay=1 >"$work/joins"
+  python3 scripts/bench_rows.py churn "$work/churn" "$work/joins"
+}
+
 for part in "$@"; do
   case $part in
-    stage | message | swarm | memory | codec | allreduce | outer) "$part" ;;
-    *) printf 'error: no benchmark is called %s\n\nhint: stage, message, swarm, memory, codec, allreduce or outer\n' "$part" >&2; exit 2 ;;
+    stage | message | swarm | memory | codec | allreduce | outer | churn) "$part" ;;
+    *) printf 'error: no benchmark is called %s\n\nhint: stage, message, swarm, memory, codec, allreduce, outer or churn\n' "$part" >&2; exit 2 ;;
   esac
 done

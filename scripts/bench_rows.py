@@ -1,7 +1,7 @@
 """Turns the output of a benchmark into a row of BENCHMARKS.md. Called by bench.sh.
 
 usage: bench_rows.py stage DTYPE OURS THEIRS | message FILE | swarm OURS... THEIRS...
-       bench_rows.py codec FILE | allreduce FILE | outer OVERLAPPED... WAITING...
+       bench_rows.py codec FILE | allreduce FILE | outer OVERLAPPED... WAITING... | churn KILLS JOINS
 """
 
 import json
@@ -97,6 +97,27 @@ def outer(paths):
         )
 
 
+def churn(kills, joins):
+    found = objects(kills)[0]
+    print(
+        f"| {found['tokens_per_second_calm']} tokens/s | {found['tokens_per_second_kills']} tokens/s | {found['ratio']:.2f}x | "
+        f"{found['capacity']:.2f} | {found['of_capacity']:.2f}x | at least 0.9x |"
+    )
+    redone = [kill for kill in found["kills"] if "redone" in kill]
+    middle = lambda figures, what: statistics.median(figure[what] for figure in figures)
+    ratios = [kill["redone"] / kill["removed"] for kill in redone]
+    print(
+        f"| {len(redone)} of {len(found['kills'])} kills | {middle(redone, 'suspected'):.1f} s | {middle(redone, 'removed'):.1f} s | "
+        f"{middle(redone, 'redo'):.1f} s | {middle(redone, 'redone'):.1f} s | {statistics.median(ratios):.2f}x, {max(ratios):.2f}x | "
+        "less than 2x |"
+    )
+    for name, path in (("as above", kills), ("less work in an outer step", joins)):
+        lives = objects(path)[0]["joins"]
+        parts = " | ".join(f"{middle(lives, what):.2f} s" for what in ("placed", "fetching", "training", "trained"))
+        most = max(life["trained"] for life in lives)
+        print(f"| {name} | {middle(lives, 'bytes') / 2**20:.1f} MiB | {parts} | {most:.2f} s | less than 3 s + state / link |")
+
+
 def main():
     match sys.argv[1:]:
         case ["stage", dtype, ours, theirs]:
@@ -109,6 +130,8 @@ def main():
             codec(path)
         case ["allreduce", path]:
             allreduce(path)
+        case ["churn", kills, joins]:
+            churn(kills, joins)
         case ["outer", *paths] if len(paths) >= 2 and len(paths) % 2 == 0:
             outer(paths)
         case _:
