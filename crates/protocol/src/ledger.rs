@@ -152,6 +152,20 @@ impl Ledger {
         }
     }
 
+    /// Returns the ledger as it is stored: open credit is not, since members say it again, so no account counts it either.
+    pub fn stored(&self) -> Self {
+        let mut stored = self.clone();
+        for (stage, page) in (0..).map(StageId).zip(&mut stored.pages) {
+            for open in core::mem::take(&mut page.open).into_values() {
+                if let Some(seat) = stored.seats.get(&open.seat) {
+                    let sums = stored.accounts.of(stage, seat.peer);
+                    sums.trained = sums.trained.saturating_sub(1);
+                }
+            }
+        }
+        stored
+    }
+
     /// Notes that a peer takes a seat.
     pub fn seat(&mut self, member: &Member) {
         let seat = Seat {
@@ -323,6 +337,16 @@ impl Ledger {
         lost.len() as u64
     }
 
+    /// Takes back what a seat was credited with in steps that its contribution to a commit of all has not seen: it is not there,
+    /// whatever was said.
+    pub fn lose_from(&mut self, seat: SeatId, seen: InnerStep) {
+        let Some(Seat { peer, stage, .. }) = self.seats.get(&seat).copied() else { return };
+        let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return };
+        let beyond = |open: &Open| open.seat == seat && open.step >= seen;
+        let lost: Vec<u64> = page.open.extract_if(.., |_, open| beyond(open)).map(|(at, _)| at).collect();
+        self.take_back(stage, peer, &lost);
+    }
+
     /// Goes back to a stage's durable checkpoint, because nobody has its weights any more. Returns how many microbatches
     /// are to be done again.
     pub fn lose_stage(&mut self, stage: StageId) -> u64 {
@@ -399,8 +423,11 @@ impl Ledger {
         let mut recalled = Vec::new();
         for page in &mut self.pages {
             for (index, open) in page.reopened.clone() {
-                let Some(Seat { stage, replica, .. }) = self.seats.get(&open.seat).copied() else { continue };
+                let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&open.seat).copied() else {
+                    continue;
+                };
                 page.open.insert(index, open);
+                self.accounts.of(stage, peer).trained += 1;
                 recalled.push((Place { stage, replica }, Trained { index, step: open.step }));
             }
         }

@@ -123,7 +123,7 @@ impl Running {
             planned_from: self.planned_from,
             reserved: self.reserved.1,
             seats: self.roster.seats(),
-            ledger: self.ledger_stored.clone(),
+            ledger: self.ledger_stored.stored(),
             drain: self.drain,
         }
     }

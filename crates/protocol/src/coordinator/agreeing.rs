@@ -44,8 +44,10 @@ impl Coordinator {
             let contributions = arbiter.contributions();
             let last = running.closing.is_some();
             if last && !ledger.all_held_with(self.agenda.train_microbatches(), &contributions) {
-                // Somebody was lost after all had been credited: its work is done again before the run ends.
+                // Somebody was lost after all had been credited, or has not what it was credited with: that work is done again
+                // before the run ends.
                 arbiter.call_off(now, out);
+                contributions.iter().for_each(|(seat, seen)| running.ledger.lose_from(*seat, *seen));
             } else {
                 let mut ledger = running.ledger.clone();
                 ledger.committed(&contributions);

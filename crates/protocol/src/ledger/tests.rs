@@ -199,9 +199,11 @@ fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() 
         Some(0),
         "stage 1 lacks nothing of 0"
     );
-    let mut stored: Ledger = postcard::from_bytes(&postcard::to_allocvec(&ledger).unwrap()).unwrap();
-    assert_eq!(stored.lacking(0).len(), 3, "open credit is not stored");
+    let trained = |ledger: &Ledger| ledger.accounts().by_stage(3, |sums| sums.trained);
+    let mut stored: Ledger = postcard::from_bytes(&postcard::to_allocvec(&ledger.stored()).unwrap()).unwrap();
+    assert_eq!((stored.lacking(0).len(), trained(&stored)), (3, vec![0, 0, 0]), "open credit is not stored");
     assert_eq!(stored.recall(), [(again.place, Trained { index: 0, step: InnerStep(0) })]);
+    assert_eq!(trained(&stored), trained(&ledger));
     assert_eq!(stored.lacking(0), [StageId(0), StageId(2)], "but nobody has a receipt of this");
     assert_eq!(ledger.lose(SeatId(9)), 1, "and it can be lost again");
     assert_eq!((ledger.recall(), ledger.lacking(0).len()), (Vec::new(), 3), "for good");
@@ -227,4 +229,27 @@ fn a_late_receipt_of_what_a_replica_had_not_handed_in_is_of_its_own_checkpoint()
     let again = Member { seat: SeatId(9), ..plan().members[2].clone() };
     ledger.seat(&again);
     assert_eq!(ledger.reopen(SeatId(9)), [Trained { index: 0, step: InnerStep(1) }]);
+}
+
+#[test]
+fn open_credit_that_is_said_again_to_a_stored_ledger_is_counted_once() {
+    let mut ledger = ledger(Finality::Commits);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 0)])).unwrap();
+    let trained = |ledger: &Ledger| ledger.accounts().by_stage(3, |sums| sums.trained);
+    assert_eq!(trained(&ledger), [0, 2, 0]);
+    let mut again = ledger.stored();
+    assert_eq!(trained(&again), [0, 0, 0]);
+    credit(&mut again, receipt(1, 2, 0, &[(0, 0), (1, 0)])).unwrap();
+    assert_eq!((trained(&again), again.credited()), (trained(&ledger), ledger.credited()));
+}
+
+#[test]
+fn what_a_contribution_has_not_seen_is_taken_back() {
+    let mut ledger = ledger(Finality::Commits);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 3), (1, 4)])).unwrap();
+    credit(&mut ledger, receipt(1, 3, 0, &[(2, 4)])).unwrap();
+    ledger.lose_from(SeatId(2), InnerStep(4));
+    let credited = |index| ledger.is_credited(StageId(1), index);
+    assert_eq!((credited(0), credited(1), credited(2)), (true, false, true));
+    assert_eq!(ledger.redo_from(), Some(1));
 }
