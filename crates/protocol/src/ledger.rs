@@ -337,6 +337,11 @@ impl Ledger {
         lost.len() as u64
     }
 
+    /// Returns whether a seat has credit that no commit holds.
+    pub fn has_open(&self, seat: SeatId) -> bool {
+        self.pages.iter().any(|page| page.open.values().any(|open| open.seat == seat))
+    }
+
     /// Takes back what a seat was credited with in steps that its contribution to a commit of all has not seen: it is not there,
     /// whatever was said.
     pub fn lose_from(&mut self, seat: SeatId, seen: InnerStep) {

@@ -120,8 +120,9 @@ impl Coordinator {
         }
     }
 
-    /// Lets members go that asked to leave and whose work is in the last commit. Who is the last of its stage stays for as long
-    /// as it can, for a newcomer to take over what it has.
+    /// Lets members go that asked to leave and whose work is in the last commit. Who had begun work behind that border before it
+    /// heard of it stays for the next one, and who is the last of its stage for as long as it can, for a newcomer to take over
+    /// what it has.
     pub(super) fn let_leavers_go(&mut self, now: Time, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
         let committed =
@@ -134,7 +135,8 @@ impl Coordinator {
         for peer in gone {
             let why = if Some(peer) == moving { Removal::Moved } else { Removal::Left };
             let Phase::Running(running) = &self.phase else { return };
-            if running.has_another_than(peer) {
+            let Some(seat) = running.plan.member(peer).map(|member| member.seat) else { continue };
+            if running.has_another_than(peer) && !running.ledger.has_open(seat) {
                 self.remove(now, peer, why, out);
             }
         }
