@@ -278,6 +278,8 @@ impl Coordinator {
                 elsewhere
             });
             lost += running.ledger.lose_stage(place.stage);
+            // What was saved beyond the durable border is of weights that the stage has no more.
+            running.saves.values_mut().for_each(|saves| saves.retain(|at, _| at.stage != place.stage));
             if running.roster.stalls(place.stage) {
                 let durable = self.durable.step();
                 out.record(Event::Stalled { stage: place.stage, durable });
@@ -375,6 +377,10 @@ impl Coordinator {
     /// Says what a newcomer would start from in a stage, if it can.
     fn start_under_way(&self, running: &Running, stage: StageId, waiting: &Waiting) -> Option<Start> {
         if running.roster.is_stalled(stage) {
+            // The ledger knows of a checkpoint that is on its way to the disk already.
+            if running.storing.iter().any(|storing| storing.checkpoint().is_some()) {
+                return None;
+            }
             return match &self.durable.checkpoint {
                 None => Some(Start::Fresh),
                 Some(_) => roster::shard(self.durable.checkpoint.as_ref(), stage, &waiting.held),
