@@ -408,9 +408,11 @@ impl Ledger {
         };
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return Vec::new() };
         let lacks = |index: u64| !page.held.contains(index) && !page.open.contains_key(&index);
-        let own = page.own.iter().filter(|(index, (of, _))| *of == replica && lacks(**index));
-        let own: Vec<Trained> =
-            own.map(|(index, (_, step))| Trained { index: *index, step: *step }).collect();
+        let own = page.own.iter().filter(|(_, (of, _))| *of == replica);
+        let own = own.map(|(index, (_, step))| Trained { index: *index, step: *step });
+        let (own, again): (Vec<Trained>, Vec<Trained>) = own.partition(|trained| lacks(trained.index));
+        // Others have done it again meanwhile, and it is there twice.
+        self.accounts.of(stage, peer).duplicate += again.len() as u64;
         for Trained { index, step } in own.iter().copied() {
             let open = Open { seat, step };
             page.reopened.insert(index, open);
