@@ -531,8 +531,7 @@ impl Traffic {
                         self.receive(stage, asked, Trained { index, step: InnerStep(0) });
                     }
                     let (attempt, needs) = (returned.attempt, returned.needs.clone());
-                    let payload = payload.clone();
-                    let seat = self.seat;
+                    let (payload, seat) = (payload.clone(), self.seat);
                     let tensor =
                         Tensor { microbatch, attempt, stage, seat, version, needs, trained, payload };
                     out.send(*previous, Message::Gradient(tensor));
@@ -541,6 +540,10 @@ impl Traffic {
                     panic!("the driver gave no gradient for {microbatch} at an inner stage")
                 }
             }
+        }
+        // Its step may be over, and the next one wait for it.
+        if returned.attempt > Attempt(0) {
+            self.say_receipts(who, out);
         }
         let ghost = trained.is_none_or(|step| step.0 < version.0);
         (returned.staleness, ghost)
