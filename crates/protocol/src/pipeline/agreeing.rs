@@ -9,9 +9,12 @@ use crate::pipeline::agreement::{Closing, Exchange};
 use crate::pipeline::{Busy, Pipeline, Task};
 
 impl Pipeline {
-    /// Enters the open exchange at its border without having trained for it.
+    /// Enters the open exchange at its border without having trained for it. At the end it waits for the close as all do: what is
+    /// done again may fall to it before.
     pub fn enter(&mut self, outer: OuterStep) {
-        self.agreement.snapshot_due = Some(outer);
+        if self.version < self.agenda.steps().0 {
+            self.agreement.snapshot_due = Some(outer);
+        }
     }
 
     /// Returns whether computing stands still until the replicas have agreed.
