@@ -62,6 +62,8 @@ struct Seat {
 struct First {
     attested: BTreeMap<u64, SeatId>,
     returned: BTreeMap<u64, (SeatId, InnerStep)>,
+    /// What came back although another seat was credited for it.
+    twice: BTreeSet<(u64, SeatId)>,
 }
 
 /// The credits of a run.
@@ -251,10 +253,24 @@ impl Ledger {
             self.first.attested.remove(&index);
             return self.add(StageId(0), seat, trained).then_some(trained);
         }
-        if !self.is_credited(StageId(0), index) {
+        if self.is_credited(StageId(0), index) {
+            self.returned_twice(seat, index);
+        } else {
             self.first.returned.insert(index, (seat, step));
         }
         None
+    }
+
+    /// Counts, once, what came back to a seat of the first stage although another was credited for it.
+    fn returned_twice(&mut self, seat: SeatId, index: u64) {
+        let Some(page) = self.pages.first() else { return };
+        let by = page.open.get(&index).map(|open| open.seat).or(page.since.get(&index).map(|(by, _)| *by));
+        let peer = self.seats.get(&seat).map(|seat| seat.peer);
+        if let Some(peer) =
+            peer.filter(|_| by.is_some_and(|by| by != seat) && self.first.twice.insert((index, seat)))
+        {
+            self.accounts.of(StageId(0), peer).duplicate += 1;
+        }
     }
 
     /// Credits a microbatch to a seat; returns whether that is new.

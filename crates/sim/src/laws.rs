@@ -128,7 +128,7 @@ fn kept_bytes_max(outcome: &SimOutcome) -> u64 {
     let pipeline = &outcome.spec.pipeline;
     let in_flight = u64::from(pipeline.in_flight_max);
     let leased = in_flight + u64::from(pipeline.microbatches_per_step);
-    let waiting = in_flight + leased * u64::from(pipeline.replicas);
+    let waiting = in_flight + 2 * leased * u64::from(pipeline.replicas);
     2 * (in_flight + waiting) * outcome.spec.boundary_bytes() as u64
 }
 

@@ -253,3 +253,16 @@ fn what_a_contribution_has_not_seen_is_taken_back() {
     assert_eq!((credited(0), credited(1), credited(2)), (true, false, true));
     assert_eq!(ledger.redo_from(), Some(1));
 }
+
+#[test]
+fn what_comes_back_to_the_first_stage_twice_is_told_once() {
+    let mut ledger = ledger(Finality::Commits);
+    let trained = Trained { index: 0, step: InnerStep(0) };
+    credit(&mut ledger, receipt(0, 0, 2, &[(0, 0)])).unwrap();
+    assert_eq!(ledger.returned(SeatId(0), trained), Some(trained));
+    for _ in 0..2 {
+        assert_eq!(ledger.returned(SeatId(1), trained), None);
+        assert_eq!(ledger.returned(SeatId(0), trained), None, "its own, said again");
+    }
+    assert_eq!(ledger.duplicates(), 1);
+}
