@@ -240,11 +240,11 @@ impl Coordinator {
         let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();
         let plan = match &self.durable.checkpoint {
             Some(checkpoint) => {
-                // Who was there and lists nothing may have something all the same, and says what it lacks.
-                let was_there = |plan: &Plan, peer| plan.place_of(peer).is_some() && held(peer).is_empty();
-                let misses = |peer| before.is_none_or(|plan| was_there(plan, peer));
+                let was_at = |peer, stage| {
+                    before.is_none_or(|plan| plan.place_of(peer).is_some_and(|place| place.stage == stage))
+                };
                 let has = |candidate: &Candidate, at: Place| match checkpoint.fit(at, held(candidate.peer)) {
-                    Fit::Nothing if misses(candidate.peer) => Fit::Missing,
+                    Fit::Nothing if was_at(candidate.peer, at.stage) => Fit::Missing,
                     fit @ (Fit::Nothing | Fit::Missing | Fit::Stage | Fit::Own) => fit,
                 };
                 place_resumed(next, self.me, (stages, replicas), candidates, has)

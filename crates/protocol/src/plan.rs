@@ -137,7 +137,7 @@ pub fn place(
 pub enum Fit {
     /// It has nothing of the stage, as a newcomer.
     Nothing,
-    /// It has nothing of the stage, where it should: nobody knows who was there before.
+    /// It has nothing of the stage, where it should: it was there before, or nobody knows who was.
     Missing,
     /// It has the checkpoint of another replica of the stage.
     Stage,

@@ -42,7 +42,8 @@ impl Coordinator {
         arbiter.advance(now, &awaits, out);
         if let Some(committed) = arbiter.take_store() {
             let contributions = arbiter.contributions();
-            let last = running.closing.is_some();
+            // Also where a coordinator before this one had told all to close.
+            let last = running.closing.is_some() || committed.step >= self.agenda.steps();
             if last && !ledger.all_held_with(self.agenda.train_microbatches(), &contributions) {
                 // Somebody was lost after all had been credited, or has not what it was credited with: that work is done again
                 // before the run ends.
