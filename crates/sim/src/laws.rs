@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use trestle_protocol::agenda::Agenda;
 use trestle_protocol::ids::StageId;
 use trestle_protocol::message::Outcome;
+use trestle_protocol::pipeline::lease_ahead;
 use trestle_protocol::plan::Place;
 
 /// Indices of a stage that a broken law names.
@@ -113,13 +114,15 @@ fn of_stage(outcome: &SimOutcome, stage: StageId) -> Vec<String> {
     broken
 }
 
-/// Returns how many microbatches may have been trained twice at a stage, as ledger and events tell: those that came twice, and
-/// those that were asked of a second replica when the first was late.
+/// Returns how many microbatches may have been trained twice at a stage, as ledger and events tell: those that came twice, those
+/// that were asked of a second replica when the first was late, and what a lost member of a stage before it had under way, since
+/// nobody else could give the receipt for that.
 fn duplicates(outcome: &SimOutcome, stage: StageId) -> u64 {
     let members = &outcome.tally.members;
     let accounts = members.accounts.iter().filter(|account| account.stage == stage);
     let told: u64 = accounts.map(|account| account.sums.duplicate).sum();
-    told + members.raced.get(&stage).copied().unwrap_or_default()
+    let lost: u64 = members.lost_at.range(..stage).map(|(_, count)| count).sum();
+    told + members.raced.get(&stage).copied().unwrap_or_default() + lost * lease_ahead(&outcome.spec) as u64
 }
 
 /// Returns what a worker may keep: boundary input and output of what is in flight, and of as much as may wait at all, since what

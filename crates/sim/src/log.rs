@@ -99,6 +99,8 @@ pub struct MemberTally {
     pub accounts: Vec<Account>,
     /// What peers of each stage did although it was there already, or was asked of another of that stage or one before it too.
     pub raced: BTreeMap<StageId, u64>,
+    /// Members of each stage that lost their places.
+    pub lost_at: BTreeMap<StageId, u64>,
 }
 
 /// What is counted of the outer steps.
@@ -199,7 +201,11 @@ impl Tally {
             }
             Event::Suspected { .. } => self.members.suspected += 1,
             // Who is removed or leaves tells it too.
-            Event::Removed { peer: gone, .. } => self.members.removed += u64::from(*gone != peer),
+            Event::Removed { peer: gone, place, .. } if *gone != peer => {
+                self.members.removed += 1;
+                *self.members.lost_at.entry(place.stage).or_default() += 1;
+            }
+            Event::Removed { .. } => {}
             Event::Leaving { peer: gone, .. } => self.members.leaving += u64::from(*gone != peer),
             Event::Stalled { .. } => self.members.stalled += 1,
             Event::Resumed { .. } => self.members.resumed += 1,

@@ -96,6 +96,8 @@ impl Coordinator {
         // A newcomer that was on its way asks again.
         let arriving = running.plan.members.iter().filter(|member| member.enters == route::NEVER);
         let arriving: alloc::vec::Vec<PeerId> = arriving.map(|member| member.peer).collect();
+        let members = running.plan.members.iter().map(|m| (m.peer, m.place)).collect();
+        out.record(Event::Planned { plan: running.plan.number, members });
         out.record(Event::Started { step });
         self.phase = Phase::Running(Box::new(running));
         for peer in arriving {
