@@ -350,10 +350,8 @@ impl Running {
             return;
         }
         let outer = match (self.agenda.exchanges(), &self.arbiter) {
-            // Committed already, by replicas whom a coordinator before this one told to.
-            (Exchanges::PseudoGradients, Some(arbiter)) if self.ledger.all_held(self.total()) => {
-                arbiter.committed().map(|last| last.outer)
-            }
+            // All is committed: who takes a place now has nothing left to agree on.
+            (Exchanges::PseudoGradients, Some(_)) if self.ledger.all_held(self.total()) => None,
             (Exchanges::PseudoGradients, Some(arbiter)) => {
                 let open = arbiter.open();
                 if self.agenda.outer_border_or_end(open) != Some(self.agenda.steps()) {

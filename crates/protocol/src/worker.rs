@@ -14,6 +14,7 @@ use crate::agenda::Agenda;
 use crate::event::{Event, TaskKind};
 use crate::ids::{OuterStep, PeerId};
 use crate::message::{HELD_MAX, Held, Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX, Wait};
+use crate::pipeline::checkpoints_kept;
 use crate::plan::Plan;
 use crate::port::{Action, Input, Outbox, StoredItem, Took};
 use crate::spec::RunSpec;
@@ -403,7 +404,8 @@ impl Worker {
         };
         if let Phase::Seated(seat) = &self.phase {
             let place = seat.place();
-            note_held(&mut self.join, Held { place, step, digest });
+            let kept = checkpoints_kept(&self.who.spec);
+            note_held(&mut self.join, Held { place, step, digest }, kept);
         }
         self.with_seat(|who, seat| seat.saved(who, step, digest, took, out));
     }
@@ -471,12 +473,15 @@ impl Worker {
     }
 }
 
-/// Notes a checkpoint that is on the disk now; of a place the driver keeps two.
-fn note_held(join: &mut Join, new: Held) {
-    let before = join.held.iter().filter(|held| held.place == new.place && held.step < new.step);
-    let before = before.map(|held| held.step).max();
-    join.held.retain(|held| held.place != new.place || Some(held.step) == before);
+/// Notes a checkpoint that is on the disk now, where the driver keeps so many of a place.
+fn note_held(join: &mut Join, new: Held, kept: usize) {
+    join.held.retain(|held| held.place != new.place || held.step != new.step);
     join.held.insert(0, new);
+    let mut of_place = 0;
+    join.held.retain(|held| {
+        of_place += usize::from(held.place == new.place);
+        held.place != new.place || of_place <= kept
+    });
     join.held.truncate(HELD_MAX);
 }
 

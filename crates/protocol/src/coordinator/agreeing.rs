@@ -103,6 +103,9 @@ impl Coordinator {
             let before = core::mem::replace(&mut running.receipted_below, below);
             running.find_missing(before);
         }
+        if running.closing.is_some() && running.ledger.all_held(self.agenda.train_microbatches()) {
+            running.closing = Some(None);
+        }
         running.apart.clear();
         let since = running.committed_at.map_or(Span(0), |(at, _)| now.since(at));
         running.committed_at = Some((now, since));

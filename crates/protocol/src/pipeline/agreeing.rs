@@ -37,7 +37,10 @@ impl Pipeline {
     pub(super) fn close_alone(&mut self) {
         let alone = match self.exchanges() {
             Exchanges::Nothing | Exchanges::Gradients => true,
-            Exchanges::PseudoGradients => false,
+            Exchanges::PseudoGradients => {
+                let agreed = matches!(self.agreement.closing, Closing::Asked { outer: None });
+                agreed && self.agreement.exchange == Exchange::None
+            }
         };
         let asked = matches!(self.agreement.closing, Closing::Asked { .. });
         if alone && asked && self.version >= self.agenda.steps().0 && self.in_sum == 0 {
@@ -121,7 +124,7 @@ impl Pipeline {
         match self.exchanges() {
             Exchanges::Gradients => self.agreement.gradients_agreed = true,
             Exchanges::PseudoGradients if last => self.finish_closing(),
-            Exchanges::PseudoGradients | Exchanges::Nothing => {}
+            Exchanges::PseudoGradients | Exchanges::Nothing => self.close_alone(),
         }
     }
 }
