@@ -242,6 +242,12 @@ impl Roster {
         self.arriving.get_mut(&peer)
     }
 
+    /// Returns whether a peer is a newcomer that takes its state over from other replicas.
+    pub(crate) fn fetches_from_replicas(&self, peer: PeerId) -> bool {
+        let arrival = self.arriving.get(&peer);
+        arrival.is_some_and(|arrival| matches!(arrival.start, Start::Replicas { .. }))
+    }
+
     /// Lists the newcomers that can enter.
     pub(crate) fn ready(&self) -> Vec<PeerId> {
         let ready = self.arriving.iter().filter(|(_, arrival)| arrival.stands == Stands::Ready);

@@ -216,7 +216,8 @@ impl Tally {
             Event::Redo { count, .. } => self.members.redone += count,
             Event::Durable { step, .. } => self.durable.push(step.0),
             Event::Started { step } => {
-                self.steps = step.0;
+                // A coordinator that starts again may know of fewer than were told.
+                self.steps = self.steps.max(step.0);
                 self.started.get_or_insert(at);
             }
             Event::Computed { task, took, .. } => self.computed(peer, *task, *took),

@@ -289,8 +289,12 @@ impl Coordinator {
         out.send(peer, Message::Removed { why });
         running.ledger_stored = running.ledger.clone();
         running.release_leases(now, peer, out);
+        let orphaned = if empty { running.orphaned_newcomers(place.stage) } else { Vec::new() };
         self.announce_plan(None, out);
         self.complete_saves(out);
+        for peer in orphaned {
+            self.remove(now, peer, Removal::Unready, out);
+        }
     }
 
     /// Makes a later plan durable, then tells it to everyone; a newcomer hears `welcome` in place of it.
@@ -501,6 +505,12 @@ impl Running {
         let Some(place) = self.plan.place_of(peer) else { return true };
         let works = |other: &Member| roster::has_entered(other) && !self.roster.is_suspect(other.peer);
         self.plan.replicas(place.stage).any(|other| other.peer != peer && works(other))
+    }
+
+    /// Lists the newcomers of a stage that were to fetch its state from replicas that are gone.
+    fn orphaned_newcomers(&self, stage: StageId) -> Vec<PeerId> {
+        let of_stage = self.plan.replicas(stage).map(|member| member.peer);
+        of_stage.filter(|peer| self.roster.fetches_from_replicas(*peer)).collect()
     }
 
     /// Says what a newcomer takes over from the live replicas of a stage; `None` before anything was committed.
