@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use trestle_protocol::accounts::Account;
-use trestle_protocol::event::{Event, OuterSummary, TaskKind, Verdict};
+use trestle_protocol::event::{Event, OuterSummary, StepSummary, TaskKind, Verdict};
 use trestle_protocol::ids::{Digest, OuterStep, PeerId, StageId};
 use trestle_protocol::message::{Outcome, StepReport};
 use trestle_protocol::plan::Place;
@@ -174,14 +174,7 @@ impl Tally {
     fn count(&mut self, at: Time, peer: PeerId, event: &Event) {
         self.events += 1;
         match event {
-            Event::Step(summary) => {
-                self.steps = summary.step.0 + 1;
-                self.stepped = at;
-                self.losses.push((summary.step.0, summary.loss));
-                let staleness = summary.reports.iter().map(|(_, report)| report.staleness).max();
-                self.staleness = self.staleness.max(staleness.unwrap_or(0));
-                summary.reports.iter().for_each(|(place, report)| self.outer.stood(*place, report));
-            }
+            Event::Step(summary) => self.stepped(at, summary),
             Event::Planned { members, .. } => self.outer.places.extend(members.iter().copied()),
             Event::Outer(summary) => self.outer.decided(summary),
             Event::Agreed { outer, digest } => self.outer.agreed(peer, *outer, *digest),
@@ -243,6 +236,16 @@ impl Tally {
             | Event::RefusedBy { .. }
             | Event::Draining { .. } => {}
         }
+    }
+
+    fn stepped(&mut self, at: Time, summary: &StepSummary) {
+        // A coordinator that starts again tells of some steps a second time.
+        self.steps = self.steps.max(summary.step.0 + 1);
+        self.stepped = at;
+        self.losses.push((summary.step.0, summary.loss));
+        let staleness = summary.reports.iter().map(|(_, report)| report.staleness).max();
+        self.staleness = self.staleness.max(staleness.unwrap_or(0));
+        summary.reports.iter().for_each(|(place, report)| self.outer.stood(*place, report));
     }
 
     /// Adds up what is computed for training.
