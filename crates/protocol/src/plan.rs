@@ -3,7 +3,7 @@
 //! Owns the assignment of peers to stages. Knows nothing of microbatches, and measures nobody.
 
 use crate::ids::{InnerStep, PeerId, PlanNumber, ReplicaId, SeatId, StageId};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,13 @@ impl Plan {
     /// Returns where a peer stands, if it is a member.
     pub fn place_of(&self, peer: PeerId) -> Option<Place> {
         self.members.iter().find(|m| m.peer == peer).map(|m| m.place)
+    }
+
+    /// Returns whether no peer has two places, and no place two holders.
+    pub fn places_each_once(&self) -> bool {
+        let peers: BTreeSet<PeerId> = self.members.iter().map(|member| member.peer).collect();
+        let places: BTreeSet<Place> = self.members.iter().map(|member| member.place).collect();
+        peers.len() == self.members.len() && places.len() == self.members.len()
     }
 
     /// Returns a peer's entry, if it is a member.
@@ -220,6 +227,7 @@ fn plan_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
 
     fn candidate(id: u8, stage: Option<u16>) -> Candidate {
         Candidate { peer: PeerId([id; 32]), address: Bytes::new(), stage: stage.map(StageId) }
@@ -234,6 +242,17 @@ mod tests {
         let asked = [candidate(1, None), candidate(2, Some(0)), candidate(3, None)];
         let plan = place(PlanNumber(1), PeerId([9; 32]), 3, 1, &asked).unwrap();
         assert_eq!(stages_of(&plan), [(2, 0, 0), (1, 1, 0), (3, 2, 0)]);
+    }
+
+    #[test]
+    fn a_plan_places_each_peer_once() {
+        let asked = [candidate(1, None), candidate(2, None)];
+        let plan = place(PlanNumber(1), PeerId([9; 32]), 2, 1, &asked).unwrap();
+        assert!(plan.places_each_once());
+        let member = |at: usize, peer: usize| Member { peer: asked[peer].peer, ..plan.members[at].clone() };
+        let of = |members: Vec<Member>| Plan { members, ..plan.clone() };
+        assert!(!of(vec![member(0, 0), member(1, 0)]).places_each_once(), "a peer has two places");
+        assert!(!of(vec![member(0, 0), member(0, 1)]).places_each_once(), "a place has two holders");
     }
 
     #[test]

@@ -520,8 +520,8 @@ impl Running {
         Some(Start::Replicas { outer: committed.outer, digest: *digest })
     }
 
-    /// Returns the border to which a member that leaves works on: that of the open outer step, or of the next where it stands
-    /// at the border already and can stay that long.
+    /// Returns the border to which a member that leaves works on: that of the open outer step, or of the next where it may have
+    /// begun work behind that border already and can stay that long.
     fn last_border(&self, now: Time, peer: PeerId, notice: Span) -> Option<InnerStep> {
         let arbiter = self.arbiter.as_ref()?;
         if self.agenda.exchanges() != Exchanges::PseudoGradients {
@@ -532,7 +532,9 @@ impl Running {
         let (at, interval) = self.committed_at.unwrap_or((now, Span(u64::MAX)));
         let left = Span(interval.0.saturating_mul(2).saturating_sub(now.since(at).0));
         let next = self.agenda.outer_border_or_end(OuterStep(open.0 + 1));
-        if arbiter.has_reached(peer) && left < notice && interval > Span(0) { next } else { border }
+        let begun =
+            arbiter.has_reached(peer) || border.is_some_and(|border| self.leases.highest_step() >= border);
+        if begun && left < notice && interval > Span(0) { next } else { border }
     }
 
     /// Gives what a lost member had been leased to others.

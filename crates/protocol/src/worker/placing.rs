@@ -13,6 +13,9 @@ use crate::worker::identity::Identity;
 pub(crate) fn check_plan(who: &Identity, plan: &Plan, place: Place, start: Start) -> Result<(), Refusal> {
     let stages = who.spec.stages();
     let stage = place.stage;
+    if !plan.places_each_once() {
+        return Err(Refusal::NotYours { peer: who.coordinator });
+    }
     if stage.0 >= stages {
         return Err(Refusal::NoSuchStage { stage, stages });
     }

@@ -232,6 +232,9 @@ impl Seat {
         out: &mut Outbox,
     ) {
         match message {
+            Message::Roster { plan, .. } if !plan.places_each_once() => {
+                out.refuse(who.coordinator, Refusal::NotYours { peer: who.coordinator });
+            }
             Message::Roster { plan, disturbed_below } if plan.number >= self.plan_number() => {
                 self.enrol(who, plan, disturbed_below, out);
                 self.link(who, links, out);
