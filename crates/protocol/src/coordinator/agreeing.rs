@@ -45,10 +45,12 @@ impl Coordinator {
             // Also where a coordinator before this one had told all to close.
             let last = running.closing.is_some() || committed.step >= self.agenda.steps();
             if last && !ledger.all_held_with(self.agenda.train_microbatches(), &contributions) {
-                // Somebody was lost after all had been credited, or has not what it was credited with: that work is done again
-                // before the run ends.
+                // Somebody was lost after all had been credited: its work is done again before the run ends.
                 arbiter.call_off(now, out);
-                contributions.iter().for_each(|(seat, seen)| running.ledger.lose_from(*seat, *seen));
+                if running.ledger.all_credited(self.agenda.train_microbatches()) {
+                    // Then a contribution has all that its seat was credited with, or that was credited wrongly.
+                    contributions.iter().for_each(|(seat, seen)| running.ledger.lose_from(*seat, *seen));
+                }
             } else {
                 let mut ledger = running.ledger.clone();
                 ledger.committed(&contributions);
