@@ -7,6 +7,7 @@ mod accounting;
 mod agreeing;
 mod balance;
 mod durability;
+mod leaving;
 mod membership;
 mod revival;
 

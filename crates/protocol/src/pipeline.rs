@@ -336,9 +336,10 @@ impl Pipeline {
         self.disturbed_below = self.disturbed_below.max(below);
     }
 
-    /// Takes no work of this step and later ones any more; gives back what waits of them, with who asked for it.
-    pub fn leave_at(&mut self, until: InnerStep) -> Vec<(MicrobatchId, Asker)> {
-        self.until = Some(until);
+    /// Takes no work of this step and later ones any more, or all again; gives back what waits of them, with who asked for it.
+    pub fn leave_at(&mut self, until: Option<InnerStep>) -> Vec<(MicrobatchId, Asker)> {
+        self.until = until;
+        let Some(until) = until else { return Vec::new() };
         let back = |order: &Order, kept: &Kept| order.step() >= until && kept.duty == Duty::Train;
         let waiting = self.waiting.extract_if(.., |order, kept| back(order, kept));
         waiting

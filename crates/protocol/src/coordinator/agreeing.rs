@@ -126,28 +126,6 @@ impl Coordinator {
         }
     }
 
-    /// Lets members go that asked to leave and whose work is in the last commit. Who had begun work behind that border before it
-    /// heard of it stays for the next one, and who is the last of its stage for as long as it can, for a newcomer to take over
-    /// what it has.
-    pub(super) fn let_leavers_go(&mut self, now: Time, out: &mut Outbox) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        let committed =
-            running.arbiter.as_ref().and_then(|arbiter| arbiter.committed()).map(|last| last.step);
-        let gone = running.plan.members.iter().filter(|member| {
-            member.until.zip(committed).is_some_and(|(until, committed)| until <= committed)
-        });
-        let gone: Vec<PeerId> = gone.map(|member| member.peer).collect();
-        let moving = running.moving.map(|(peer, ..)| peer);
-        for peer in gone {
-            let why = if Some(peer) == moving { Removal::Moved } else { Removal::Left };
-            let Phase::Running(running) = &self.phase else { return };
-            let Some(seat) = running.plan.member(peer).map(|member| member.seat) else { continue };
-            if running.has_another_than(peer) && !running.ledger.has_open(seat) {
-                self.remove(now, peer, why, out);
-            }
-        }
-    }
-
     /// Tells newcomers that what they fetch is behind the last commit.
     fn place_again(&mut self, _now: Time, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };

@@ -114,11 +114,15 @@ impl Running {
             Some((moving, to, _)) if moving == peer && why == Removal::Moved => {
                 self.moving = Some((peer, to, now));
             }
-            Some((moving, ..)) if moving == peer => {
-                self.moving = None;
-                self.rebalancer.called_off();
-            }
-            Some(_) | None => {}
+            Some(_) | None => self.stay(peer),
+        }
+    }
+
+    /// Notes that a member stays where it is.
+    pub(crate) fn stay(&mut self, peer: PeerId) {
+        if self.moving.is_some_and(|(moving, ..)| moving == peer) {
+            self.moving = None;
+            self.rebalancer.called_off();
         }
     }
 

@@ -118,42 +118,6 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Hears that a member has to leave.
-    pub(super) fn leaving(
-        &mut self,
-        now: Time,
-        from: PeerId,
-        notice: Span,
-        out: &mut Outbox,
-    ) -> Result<(), Refusal> {
-        let Phase::Running(running) = &mut self.phase else {
-            self.lost(now, from, "left".into(), out);
-            return Ok(());
-        };
-        running.roster.take(from);
-        let Some(member) = running.plan.member(from).cloned() else { return Ok(()) };
-        let place = member.place;
-        out.record(Event::Leaving { peer: from, place, notice });
-        let alone = running.plan.replicas(place.stage).filter(|other| roster::has_entered(other)).count() < 2;
-        if notice == Span(0) || !roster::has_entered(&member) {
-            self.remove(now, from, Removal::Left, out);
-            return Ok(());
-        }
-        running.roster.leaves(from, now + notice);
-        if member.until.is_some() {
-            return Ok(());
-        }
-        if let Some(until) = running.last_border(now, from, notice).filter(|_| !alone) {
-            running.plan.renumber();
-            let entry = running.plan.members.iter_mut().find(|other| other.peer == from);
-            if let Some(entry) = entry {
-                entry.until = Some(until);
-            }
-            self.announce_plan(None, out);
-        }
-        Ok(())
-    }
-
     /// Hears that a member would not take what it was sent.
     pub(super) fn refused(&mut self, now: Time, from: PeerId, refusal: &Refusal, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
@@ -288,6 +252,7 @@ impl Coordinator {
         out.record(Event::Removed { peer, place, why, lost });
         out.send(peer, Message::Removed { why });
         running.ledger_stored = running.ledger.clone();
+        running.arrange_leavers(now);
         running.release_leases(now, peer, out);
         let orphaned = if empty { running.orphaned_newcomers(place.stage) } else { Vec::new() };
         self.announce_plan(None, out);
@@ -457,6 +422,7 @@ impl Coordinator {
             entry.enters = enters;
         }
         running.roster.entered(peer);
+        running.arrange_leavers(now);
         let mut trained = Vec::new();
         if matches!(arrival.start, Start::Checkpoint { of, .. } if of == member.place) {
             trained = running.ledger.reopen(member.seat);
@@ -487,26 +453,9 @@ impl Coordinator {
         running.retell_held_out(now, out);
         self.let_leavers_go(now, out);
     }
-
-    /// Lets the only replica of a stage go that asked to leave, once its checkpoint is durable.
-    pub(super) fn let_savers_go(&mut self, now: Time, out: &mut Outbox) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        let alone = running.arbiter.is_none();
-        let gone: Vec<PeerId> = running.roster.leaving().into_iter().map(|(peer, _)| peer).collect();
-        for peer in gone.into_iter().filter(|_| alone) {
-            self.remove(now, peer, Removal::Left, out);
-        }
-    }
 }
 
 impl Running {
-    /// Returns whether a stage could go on without a member: another of its replicas has entered, and is not suspected.
-    pub(crate) fn has_another_than(&self, peer: PeerId) -> bool {
-        let Some(place) = self.plan.place_of(peer) else { return true };
-        let works = |other: &Member| roster::has_entered(other) && !self.roster.is_suspect(other.peer);
-        self.plan.replicas(place.stage).any(|other| other.peer != peer && works(other))
-    }
-
     /// Lists the newcomers of a stage that were to fetch its state from replicas that are gone.
     fn orphaned_newcomers(&self, stage: StageId) -> Vec<PeerId> {
         let of_stage = self.plan.replicas(stage).map(|member| member.peer);
@@ -518,23 +467,6 @@ impl Running {
         let committed = self.arbiter.as_ref()?.committed()?;
         let (_, digest) = committed.digests.iter().find(|(of, _)| *of == stage)?;
         Some(Start::Replicas { outer: committed.outer, digest: *digest })
-    }
-
-    /// Returns the border to which a member that leaves works on: that of the open outer step, or of the next where it may have
-    /// begun work behind that border already and can stay that long.
-    fn last_border(&self, now: Time, peer: PeerId, notice: Span) -> Option<InnerStep> {
-        let arbiter = self.arbiter.as_ref()?;
-        if self.agenda.exchanges() != Exchanges::PseudoGradients {
-            return None;
-        }
-        let open = arbiter.open();
-        let border = self.agenda.outer_border_or_end(open);
-        let (at, interval) = self.committed_at.unwrap_or((now, Span(u64::MAX)));
-        let left = Span(interval.0.saturating_mul(2).saturating_sub(now.since(at).0));
-        let next = self.agenda.outer_border_or_end(OuterStep(open.0 + 1));
-        let begun =
-            arbiter.has_reached(peer) || border.is_some_and(|border| self.leases.highest_step() >= border);
-        if begun && left < notice && interval > Span(0) { next } else { border }
     }
 
     /// Gives what a lost member had been leased to others.

@@ -174,7 +174,8 @@ impl Traffic {
         self.broken.retain(|peer| plan.place_of(*peer).is_some());
         self.disturbed_below = self.disturbed_below.max(disturbed_below);
         let next = self.next();
-        let gone = self.router.peers().filter(|peer| self.plan.place_of(*peer).is_none());
+        let holds = |peer: &PeerId| self.plan.place_of(*peer).is_some_and(|place| place.stage == next);
+        let gone = self.router.peers().filter(|peer| !holds(peer));
         for peer in gone.collect::<Vec<_>>() {
             self.router.leave(peer);
         }
@@ -185,10 +186,8 @@ impl Traffic {
         let Some(pipeline) = &mut self.pipeline else { return };
         pipeline.take_turns(homes);
         pipeline.disturbed(disturbed_below);
-        if let Some(until) = until {
-            for (microbatch, asker) in pipeline.leave_at(until) {
-                out.send(asker.peer(who.coordinator), Message::Refused(Refusal::Leaves { microbatch }));
-            }
+        for (microbatch, asker) in pipeline.leave_at(until) {
+            out.send(asker.peer(who.coordinator), Message::Refused(Refusal::Leaves { microbatch }));
         }
     }
 

@@ -183,6 +183,58 @@ fn a_worker_that_leaves_with_notice_hands_in_its_work_and_nothing_is_done_again(
     }
 }
 
+/// Who is told to go first goes; the other holds the stage on its own, and would take it out of the run.
+#[test]
+fn the_last_replica_of_a_stage_does_not_leave_at_its_border() {
+    for (at, spec) in twofold().into_iter().enumerate() {
+        for (one, other) in [(1, 4), (5, 2), (3, 6)] {
+            let case = format!("spec {at}, peers {one} and {other}");
+            let mut swarm = Swarm::new(spec.clone(), None);
+            run_to_forward(&mut swarm, other, 3);
+            for leaver in [one, other] {
+                swarm.tell(leaver, Input::Leave { notice: Span::seconds(300) });
+            }
+            swarm.run_for(PATIENCE);
+            check_ended_well(&swarm, &case);
+            let removals = removals(&swarm);
+            assert_eq!(removals.len(), 1, "{case}: {removals:?}");
+            assert_eq!(removals[0].1, Removal::Left, "{case}");
+        }
+    }
+}
+
+/// Work behind the border that it was taken to leave at: removed there, it would take that credit with it.
+#[test]
+fn who_leaves_stays_while_it_has_credit_that_no_commit_holds() {
+    let [.., spec] = twofold();
+    let (leaver, holder, index, step) = (5, 1, 17, InnerStep(2));
+    let mut swarm = Swarm::new(spec.clone(), None);
+    run_to_forward(&mut swarm, leaver, 3);
+    swarm.tell(leaver, Input::Leave { notice: Span::seconds(300) });
+    // The step behind its border is begun while the exchange is open.
+    run_to_forward(&mut swarm, holder, 9);
+    let committed = |event: &Event| matches!(event, Event::Outer(_));
+    assert!(!swarm.events[0].iter().any(committed));
+    let statement = Statement {
+        run: spec.digest(),
+        stage: StageId(1),
+        worker: peer(leaver),
+        seat: SeatId(4),
+        by: peer(holder),
+        microbatches: vec![Trained { index, step }],
+    };
+    swarm.inject(peer(holder), 0, Message::Receipts(vec![Receipt::sign(statement, &keys()[holder])]));
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "credit behind the border");
+    let at = |wanted: &dyn Fn(&Event) -> bool| swarm.events[0].iter().position(wanted);
+    let removed = at(&|event| matches!(event, Event::Removed { .. })).expect("it goes in the end");
+    let committed =
+        |outer| at(&|event| matches!(event, Event::Outer(summary) if summary.outer == OuterStep(outer)));
+    assert!(committed(0) < Some(removed) && committed(1) < Some(removed), "{:?}", removals(&swarm));
+    assert_eq!(removals(&swarm), [(place_at(1, 1), Removal::Left)]);
+    assert!(matches!(swarm.events[0][removed], Event::Removed { lost: 0, .. }), "nothing was taken back");
+}
+
 #[test]
 fn a_worker_without_time_to_leave_goes_at_once_and_its_work_is_done_again() {
     let [spec, ..] = twofold();

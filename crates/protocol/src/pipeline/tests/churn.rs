@@ -217,7 +217,7 @@ fn who_leaves_hands_back_what_it_could_not_hand_in() {
     (0..2).chain(4..6).for_each(|i| assert_eq!(offer(&mut pipeline, train(i)), Ok(Offered::Queued)));
     pipeline.offer(train(5), Attempt(0), Needs::All, ALSO_BEFORE, bytes()).unwrap();
     redo(&mut pipeline, 6, only(&[0])).unwrap();
-    let back = pipeline.leave_at(InnerStep(1));
+    let back = pipeline.leave_at(Some(InnerStep(1)));
     assert_eq!(back, [(train(4), BEFORE), (train(5), BEFORE), (train(5), ALSO_BEFORE)]);
     assert_eq!(offer(&mut pipeline, train(7)), Err(Refusal::Leaves { microbatch: train(7) }));
     assert_eq!(redo(&mut pipeline, 7, only(&[0])), Ok(Offered::Queued), "a ghost leaves nothing behind");
