@@ -441,9 +441,9 @@ impl Ledger {
     }
 
     /// Remembers, in a ledger that was read from a disk, the credit that seats have from their checkpoints: nobody has a
-    /// receipt of it. Returns it, each with its seat's place.
-    pub fn recall(&mut self) -> Vec<(Place, Trained)> {
-        let mut recalled = Vec::new();
+    /// receipt of it. Returns it, each with its seat's place. Who is no member any longer has lost it.
+    pub fn recall(&mut self, plan: &Plan) -> Vec<(Place, Trained)> {
+        let (mut recalled, mut gone) = (Vec::new(), BTreeSet::new());
         for page in &mut self.pages {
             for (index, open) in page.reopened.clone() {
                 let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&open.seat).copied() else {
@@ -451,8 +451,15 @@ impl Ledger {
                 };
                 page.open.insert(index, open);
                 self.accounts.of(stage, peer).trained += 1;
-                recalled.push((Place { stage, replica }, Trained { index, step: open.step }));
+                if plan.members.iter().any(|member| member.seat == open.seat) {
+                    recalled.push((Place { stage, replica }, Trained { index, step: open.step }));
+                } else {
+                    gone.insert(open.seat);
+                }
             }
+        }
+        for seat in gone {
+            self.lose(seat);
         }
         recalled
     }

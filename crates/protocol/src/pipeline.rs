@@ -400,7 +400,8 @@ impl Pipeline {
     }
 
     /// Under `flush`, gradients are summed in the order of the microbatches, so that the sum does not depend on who was
-    /// fast; floating-point addition is not associative. Where work was lost with a peer, no order is waited for.
+    /// fast; floating-point addition is not associative. Where work was lost with a peer, no order is waited for, nor with what
+    /// is not waited for itself: it is of steps before this replica came.
     fn start_backward(&mut self, below: InnerStep) -> Option<Task> {
         let full = self.worked();
         let may = |index: &u64| {
@@ -413,7 +414,7 @@ impl Pipeline {
                 Duty::Train if full && step >= InnerStep(self.version) => false,
                 Duty::Train => {
                     let free = !self.ordered || step < self.disturbed_below || kept.attempt > Attempt(0);
-                    free || !self.is_home(*index) || self.place_of(*index) == self.accounted.watermark()
+                    free || !self.is_home(*index) || self.place_of(*index) <= self.accounted.watermark()
                 }
             }
         };

@@ -79,7 +79,7 @@ impl Coordinator {
             return;
         };
         let mut session = *session;
-        let recalled = session.ledger.recall();
+        let recalled = session.ledger.recall(&session.plan);
         let roster = Roster::revived(&session.plan, session.seats, now);
         let (plan, start) = (session.plan, session.planned_from);
         let mut running = self.running(now, plan, roster, session.ledger, start);
@@ -137,10 +137,9 @@ impl Running {
             }
             lowest = lowest.min(microbatch.index);
             let needs = if lacking.len() == stages { Needs::All } else { Needs::Only(lacking) };
-            match self.first_stage(microbatch) {
-                Some(to) => leases.out_again(now, microbatch, needs, to),
-                None => leases.out_again(now, microbatch, needs, self.plan.coordinator),
-            }
+            // Where nobody holds the first stage, it waits at the coordinator for who comes.
+            let to = self.first_stage(microbatch).unwrap_or(self.plan.coordinator);
+            leases.out_again(now, microbatch, needs, to);
         }
         // What was evaluated before the first step that is open is behind the run.
         let open = agenda.step_of(MicrobatchId::train(lowest)).unwrap_or(agenda.steps());
@@ -148,10 +147,10 @@ impl Running {
         let from = agenda.evaluated_before(start);
         (from..handed_out.held_out_below).map(MicrobatchId::held_out).for_each(|microbatch| {
             if microbatch.index < evaluated {
-                leases.settled_before(microbatch);
-            } else if let Some(to) = self.first_stage(microbatch) {
-                leases.out_again(now, microbatch, Needs::All, to);
+                return leases.settled_before(microbatch);
             }
+            let to = self.first_stage(microbatch).unwrap_or(self.plan.coordinator);
+            leases.out_again(now, microbatch, Needs::All, to);
         });
         self.leases = leases;
     }

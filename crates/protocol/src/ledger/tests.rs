@@ -202,11 +202,21 @@ fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() 
     let trained = |ledger: &Ledger| ledger.accounts().by_stage(3, |sums| sums.trained);
     let mut stored: Ledger = postcard::from_bytes(&postcard::to_allocvec(&ledger.stored()).unwrap()).unwrap();
     assert_eq!((stored.lacking(0).len(), trained(&stored)), (3, vec![0, 0, 0]), "open credit is not stored");
-    assert_eq!(stored.recall(), [(again.place, Trained { index: 0, step: InnerStep(0) })]);
+    let mut gone = stored.clone();
+    let (mut without, mut with) = (plan(), plan());
+    without.members.remove(2);
+    with.members[2] = again.clone();
+    assert_eq!(stored.recall(&with), [(again.place, Trained { index: 0, step: InnerStep(0) })]);
     assert_eq!(trained(&stored), trained(&ledger));
     assert_eq!(stored.lacking(0), [StageId(0), StageId(2)], "but nobody has a receipt of this");
     assert_eq!(ledger.lose(SeatId(9)), 1, "and it can be lost again");
-    assert_eq!((ledger.recall(), ledger.lacking(0).len()), (Vec::new(), 3), "for good");
+    assert_eq!((ledger.recall(&with), ledger.lacking(0).len()), (Vec::new(), 3), "for good");
+    assert_eq!(
+        (gone.recall(&without), gone.lacking(0).len()),
+        (Vec::new(), 3),
+        "as with who was lost meanwhile"
+    );
+    assert_eq!((trained(&gone), gone.redo_from()), (vec![0, 0, 0], Some(0)));
 }
 
 #[test]

@@ -271,6 +271,30 @@ fn a_coordinator_that_starts_again_goes_on_with_its_members_and_no_one_joins_ane
     }
 }
 
+/// Nobody keeps an evaluation: who takes the first stage is told of it.
+#[test]
+fn a_coordinator_that_starts_again_without_a_first_stage_forgets_no_evaluation() {
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    swarm.run_until(0, |event| matches!(event, Event::Durable { .. }));
+    swarm.kill(1);
+    swarm.run_for(Span::seconds(30));
+    assert!(swarm.events[0].contains(&Event::Stalled { stage: StageId(0), durable: InnerStep(2) }));
+    swarm.kill(0);
+    swarm.run();
+    swarm.restart_coordinator();
+    swarm.run_for(Span::seconds(10));
+    assert!(swarm.events[0].iter().filter(|event| matches!(event, Event::Started { .. })).count() == 2);
+    let held = Held { place: place_at(0, 0), step: InnerStep(2), digest: Digest([0; 32]) };
+    swarm.join(1, None, vec![held]);
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "without a first stage");
+    let evaluated = swarm.events[0].iter().filter_map(|event| {
+        let Event::Evaluated { step, .. } = event else { return None };
+        Some(step.0)
+    });
+    assert_eq!(evaluated.collect::<Vec<_>>(), [2, 3]);
+}
+
 #[test]
 fn a_coordinator_that_starts_again_misses_who_died_meanwhile() {
     let [spec, ..] = twofold();

@@ -135,6 +135,18 @@ fn no_order_is_waited_for_in_a_disturbed_step() {
 }
 
 #[test]
+fn no_order_is_waited_for_in_steps_before_the_replica_came() {
+    let mut pipeline = Pipeline::new(&spec(), InnerStep(1), STAGE, ReplicaId(0));
+    (0..2).chain(4..6).for_each(|i| assert_eq!(offer(&mut pipeline, train(i)), Ok(Offered::Queued)));
+    assert_eq!(forwards(&mut pipeline), [0, 1, 4]);
+    gradient(&mut pipeline, 1);
+    assert_eq!(backward(&mut pipeline), Some(1), "0 may never come here");
+    assert_eq!(forwards(&mut pipeline), [5]);
+    gradient(&mut pipeline, 5);
+    assert_eq!(pipeline.start(), None, "its own step is another matter");
+}
+
+#[test]
 fn what_goes_another_way_is_not_waited_for() {
     let mut pipeline = queue(|_| {});
     (1..4).for_each(|i| assert_eq!(offer(&mut pipeline, train(i)), Ok(Offered::Queued)));
