@@ -60,8 +60,8 @@ struct Seat {
 /// What the first stage's work still lacks: the word of the stage after it, or the return of the backward.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct First {
-    attested: BTreeMap<u64, SeatId>,
-    returned: BTreeMap<u64, (SeatId, InnerStep)>,
+    attested: BTreeSet<(u64, SeatId)>,
+    returned: BTreeMap<(u64, SeatId), InnerStep>,
     /// What came back although another seat was credited for it.
     twice: BTreeSet<(u64, SeatId)>,
 }
@@ -229,36 +229,36 @@ impl Ledger {
     }
 
     fn attest(&mut self, index: u64, seat: SeatId) -> Option<Trained> {
-        match self.first.returned.get(&index) {
-            Some((by, step)) if *by == seat => {
-                let trained = Trained { index, step: *step };
-                self.first.returned.remove(&index);
-                self.add(StageId(0), seat, trained).then_some(trained)
-            }
-            Some(_) | None => {
-                if !self.is_credited(StageId(0), index) {
-                    self.first.attested.insert(index, seat);
-                }
-                None
-            }
+        if let Some(step) = self.first.returned.remove(&(index, seat)) {
+            let trained = Trained { index, step };
+            return self.add(StageId(0), seat, trained).then_some(trained);
         }
+        if !self.is_credited(StageId(0), index) {
+            self.first.attested.insert((index, seat));
+        }
+        None
     }
 
     /// Notes that a backward came back to the first stage, whose part is credited by it where the stage after has attested
     /// it, or where there is none; returns what is new.
     pub fn returned(&mut self, seat: SeatId, trained: Trained) -> Option<Trained> {
         let Trained { index, step } = trained;
-        let attested = self.pages.len() == 1 || self.first.attested.get(&index) == Some(&seat);
-        if attested {
-            self.first.attested.remove(&index);
+        if self.pages.len() == 1 || self.first.attested.remove(&(index, seat)) {
             return self.add(StageId(0), seat, trained).then_some(trained);
         }
         if self.is_credited(StageId(0), index) {
             self.returned_twice(seat, index);
         } else {
-            self.first.returned.insert(index, (seat, step));
+            self.first.returned.insert((index, seat), step);
         }
         None
+    }
+
+    /// Returns who said that a microbatch came back to it, at the first stage, and waits for that to be attested.
+    pub fn returned_to(&self, index: u64) -> Option<(PeerId, SeatId)> {
+        let mut returned = self.first.returned.range((index, SeatId(0))..=(index, SeatId(u32::MAX)));
+        let ((_, seat), _) = returned.next_back()?;
+        self.seats.get(seat).map(|Seat { peer, .. }| (*peer, *seat))
     }
 
     /// Counts, once, what came back to a seat of the first stage although another was credited for it.
@@ -270,6 +270,18 @@ impl Ledger {
             peer.filter(|_| by.is_some_and(|by| by != seat) && self.first.twice.insert((index, seat)))
         {
             self.accounts.of(StageId(0), peer).duplicate += 1;
+        }
+    }
+
+    /// Forgets what was still to be heard of a microbatch that is credited at the first stage.
+    fn settle_first(&mut self, index: u64) {
+        let of = (index, SeatId(0))..=(index, SeatId(u32::MAX));
+        while let Some(known) = self.first.attested.range(of.clone()).next().copied() {
+            self.first.attested.remove(&known);
+        }
+        while let Some(known) = self.first.returned.range(of.clone()).next().map(|(known, _)| *known) {
+            self.first.returned.remove(&known);
+            self.returned_twice(known.1, index);
         }
     }
 
@@ -309,6 +321,9 @@ impl Ledger {
         sums.trained += 1;
         sums.redone += u64::from(self.lost.remove(&(stage, index)));
         self.forget_redo(stage, index);
+        if stage == StageId(0) {
+            self.settle_first(index);
+        }
         true
     }
 
@@ -343,8 +358,8 @@ impl Ledger {
     /// Takes back what a lost seat was credited with and no commit holds; it is to be done again. Returns how many.
     pub fn lose(&mut self, seat: SeatId) -> u64 {
         let Some(Seat { peer, stage, .. }) = self.seats.get(&seat).copied() else { return 0 };
-        self.first.attested.retain(|_, by| *by != seat);
-        self.first.returned.retain(|_, (by, _)| *by != seat);
+        self.first.attested.retain(|(_, by)| *by != seat);
+        self.first.returned.retain(|(_, by), _| *by != seat);
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
         page.reopened.retain(|_, open| open.seat != seat);
         let lost: Vec<u64> =

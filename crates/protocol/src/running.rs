@@ -142,6 +142,13 @@ impl Running {
         let microbatch = MicrobatchId::train(index);
         let usable = |peer| !self.roster.is_suspect(peer);
         let (plan, agenda) = (&self.plan, &self.agenda);
+        // Who has it trained, and lacks only the word of a stage that was lost, hears that word when it passes again.
+        let had = self.ledger.returned_to(index).filter(|(peer, seat)| {
+            usable(*peer) && plan.member(*peer).is_some_and(|member| member.seat == *seat)
+        });
+        if let Some((peer, _)) = had {
+            return Some(peer);
+        }
         let again = route::choose_again(plan, agenda, StageId(0), microbatch, &needs, usable);
         again.or_else(|| self.first_stage(microbatch))
     }
