@@ -7,12 +7,17 @@
 use crate::accounts::Accounts;
 use crate::ids::{Digest, InnerStep, PeerId, ReplicaId, SeatId, StageId};
 use crate::index_set::IndexSet;
+use crate::ledger::first::First;
+use crate::ledger::own::Own;
 use crate::plan::{Member, Place, Plan};
 use crate::receipt::{Receipt, ReceiptError};
 use crate::work::{Needs, Trained};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
+
+mod first;
+mod own;
 
 /// When credit cannot be lost with a peer any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +45,7 @@ struct Page {
     /// The rest of it: whose, and in which of their steps.
     since: BTreeMap<u64, (SeatId, InnerStep)>,
     /// What the durable checkpoint of a single replica has beyond that: it had trained it and not handed it in.
-    own: BTreeMap<u64, (ReplicaId, InnerStep)>,
+    own: Own,
     /// What seats have of it that were taken from such a checkpoint; of the rest of `open` members keep receipts.
     reopened: BTreeMap<u64, Open>,
     #[serde(skip)]
@@ -55,15 +60,6 @@ struct Seat {
     replica: ReplicaId,
     /// What it trained in steps below this one is committed.
     committed_below: InnerStep,
-}
-
-/// What the first stage's work still lacks: the word of the stage after it, or the return of the backward.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct First {
-    attested: BTreeSet<(u64, SeatId)>,
-    returned: BTreeMap<(u64, SeatId), InnerStep>,
-    /// What came back although another seat was credited for it.
-    twice: BTreeSet<(u64, SeatId)>,
 }
 
 /// The credits of a run.
@@ -104,7 +100,7 @@ impl Ledger {
                 durable: held.clone(),
                 held,
                 since: BTreeMap::new(),
-                own: BTreeMap::new(),
+                own: Own::default(),
                 reopened: BTreeMap::new(),
                 open: BTreeMap::new(),
             }
@@ -177,6 +173,9 @@ impl Ledger {
             committed_below: InnerStep(0),
         };
         self.seats.entry(member.seat).or_insert(seat);
+        if let Some(page) = self.pages.get_mut(usize::from(member.place.stage.0)) {
+            page.own.taken(member.place.replica);
+        }
     }
 
     /// Returns whether a seat is of a stage.
@@ -229,12 +228,11 @@ impl Ledger {
     }
 
     fn attest(&mut self, index: u64, seat: SeatId) -> Option<Trained> {
-        if let Some(step) = self.first.returned.remove(&(index, seat)) {
-            let trained = Trained { index, step };
+        if let Some(trained) = self.first.take_returned(index, seat) {
             return self.add(StageId(0), seat, trained).then_some(trained);
         }
         if !self.is_credited(StageId(0), index) {
-            self.first.attested.insert((index, seat));
+            self.first.attested(index, seat);
         }
         None
     }
@@ -242,23 +240,22 @@ impl Ledger {
     /// Notes that a backward came back to the first stage, whose part is credited by it where the stage after has attested
     /// it, or where there is none; returns what is new.
     pub fn returned(&mut self, seat: SeatId, trained: Trained) -> Option<Trained> {
-        let Trained { index, step } = trained;
-        if self.pages.len() == 1 || self.first.attested.remove(&(index, seat)) {
+        let index = trained.index;
+        if self.pages.len() == 1 || self.first.take_attested(index, seat) {
             return self.add(StageId(0), seat, trained).then_some(trained);
         }
         if self.is_credited(StageId(0), index) {
             self.returned_twice(seat, index);
         } else {
-            self.first.returned.insert((index, seat), step);
+            self.first.returned(seat, trained);
         }
         None
     }
 
     /// Returns who said that a microbatch came back to it, at the first stage, and waits for that to be attested.
     pub fn returned_to(&self, index: u64) -> Option<(PeerId, SeatId)> {
-        let mut returned = self.first.returned.range((index, SeatId(0))..=(index, SeatId(u32::MAX)));
-        let ((_, seat), _) = returned.next_back()?;
-        self.seats.get(seat).map(|Seat { peer, .. }| (*peer, *seat))
+        let seat = self.first.returned_to(index)?;
+        self.seats.get(&seat).map(|Seat { peer, .. }| (*peer, seat))
     }
 
     /// Counts, once, what came back to a seat of the first stage although another was credited for it.
@@ -266,22 +263,9 @@ impl Ledger {
         let Some(page) = self.pages.first() else { return };
         let by = page.open.get(&index).map(|open| open.seat).or(page.since.get(&index).map(|(by, _)| *by));
         let peer = self.seats.get(&seat).map(|seat| seat.peer);
-        if let Some(peer) =
-            peer.filter(|_| by.is_some_and(|by| by != seat) && self.first.twice.insert((index, seat)))
+        if let Some(peer) = peer.filter(|_| by.is_some_and(|by| by != seat) && self.first.twice(index, seat))
         {
             self.accounts.of(StageId(0), peer).duplicate += 1;
-        }
-    }
-
-    /// Forgets what was still to be heard of a microbatch that is credited at the first stage.
-    fn settle_first(&mut self, index: u64) {
-        let of = (index, SeatId(0))..=(index, SeatId(u32::MAX));
-        while let Some(known) = self.first.attested.range(of.clone()).next().copied() {
-            self.first.attested.remove(&known);
-        }
-        while let Some(known) = self.first.returned.range(of.clone()).next().map(|(known, _)| *known) {
-            self.first.returned.remove(&known);
-            self.returned_twice(known.1, index);
         }
     }
 
@@ -313,7 +297,7 @@ impl Ledger {
             (false, _) => {
                 page.open.insert(index, Open { seat, step });
                 if saved {
-                    page.own.insert(index, (at.replica, step));
+                    page.own.add(at.replica, trained);
                 }
             }
         }
@@ -322,7 +306,9 @@ impl Ledger {
         sums.redone += u64::from(self.lost.remove(&(stage, index)));
         self.forget_redo(stage, index);
         if stage == StageId(0) {
-            self.settle_first(index);
+            for other in self.first.credited(index) {
+                self.returned_twice(other, index);
+            }
         }
         true
     }
@@ -357,13 +343,14 @@ impl Ledger {
 
     /// Takes back what a lost seat was credited with and no commit holds; it is to be done again. Returns how many.
     pub fn lose(&mut self, seat: SeatId) -> u64 {
-        let Some(Seat { peer, stage, .. }) = self.seats.get(&seat).copied() else { return 0 };
-        self.first.attested.retain(|(_, by)| *by != seat);
-        self.first.returned.retain(|(_, by), _| *by != seat);
+        let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&seat).copied() else { return 0 };
+        self.first.lost(seat);
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
         page.reopened.retain(|_, open| open.seat != seat);
-        let lost: Vec<u64> =
-            page.open.extract_if(.., |_, open| open.seat == seat).map(|(at, _)| at).collect();
+        let lost = page.open.extract_if(.., |_, open| open.seat == seat);
+        let lost: Vec<Trained> = lost.map(|(index, open)| Trained { index, step: open.step }).collect();
+        page.own.lost(replica, &lost);
+        let lost: Vec<u64> = lost.iter().map(|trained| trained.index).collect();
         self.take_back(stage, peer, &lost);
         lost.len() as u64
     }
@@ -388,6 +375,7 @@ impl Ledger {
     pub fn lose_stage(&mut self, stage: StageId) -> u64 {
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
         page.held = page.durable.clone();
+        page.own.forget_lost();
         let since = core::mem::take(&mut page.since);
         let mut by_peer: BTreeMap<PeerId, Vec<u64>> = BTreeMap::new();
         for (index, (seat, _)) in since {
@@ -418,16 +406,16 @@ impl Ledger {
         let of = |seat: &Seat| Place { stage: seat.stage, replica: seat.replica };
         let whose = seats.iter().filter(|(_, seat)| saved(of(seat))).map(|(id, _)| *id);
         self.saved = (border, whose.collect());
-        for page in &mut self.pages {
+        for (stage, page) in (0..).map(StageId).zip(&mut self.pages) {
             for (index, _) in page.since.extract_if(.., |_, (_, step)| *step < border) {
                 page.durable.insert(index);
             }
-            let own = page.open.iter().filter_map(|(index, open)| {
-                let Seat { stage, replica, .. } = *seats.get(&open.seat)?;
-                (open.step < border && saved(Place { stage, replica }))
-                    .then_some((*index, (replica, open.step)))
+            let open = page.open.iter().filter_map(|(index, open)| {
+                let Seat { replica, .. } = *seats.get(&open.seat)?;
+                Some((replica, Trained { index: *index, step: open.step }))
             });
-            page.own = own.collect();
+            let of_page = |replica| saved(Place { stage, replica });
+            page.own.durable(border, open, of_page);
         }
     }
 
@@ -439,8 +427,7 @@ impl Ledger {
         };
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return Vec::new() };
         let lacks = |index: u64| !page.held.contains(index) && !page.open.contains_key(&index);
-        let own = page.own.iter().filter(|(_, (of, _))| *of == replica);
-        let own = own.map(|(index, (_, step))| Trained { index: *index, step: *step });
+        let own = page.own.of(replica);
         let (own, again): (Vec<Trained>, Vec<Trained>) = own.partition(|trained| lacks(trained.index));
         // Others have done it again meanwhile, and it is there twice.
         self.accounts.of(stage, peer).duplicate += again.len() as u64;

@@ -372,6 +372,8 @@ impl Coordinator {
         let seat = SeatId(running.roster.next_seat());
         let address = waiting.candidate.address;
         let member = Member { peer, place, address, seat, enters: NEVER, until: None };
+        // What was saved of this place is another's, and what that one had beyond the border goes with it.
+        running.saves.values_mut().for_each(|saves| saves.retain(|of, _| *of != place));
         running.ledger.seat(&member);
         running.ledger_stored.seat(&member);
         running.roster.watch(peer, now);

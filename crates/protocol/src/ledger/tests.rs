@@ -219,6 +219,45 @@ fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() 
     assert_eq!((trained(&gone), gone.redo_from()), (vec![0, 0, 0], Some(0)));
 }
 
+/// It wrote the checkpoint, was lost, and only then all had theirs.
+#[test]
+fn what_was_lost_with_a_replica_is_in_the_checkpoint_that_it_had_written() {
+    let taken = |again: SeatId, other: Option<SeatId>| {
+        let mut ledger = ledger(Finality::Commits);
+        credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 2)])).unwrap();
+        assert_eq!(ledger.lose(SeatId(2)), 3);
+        for seat in other {
+            ledger.seat(&Member { seat, ..plan().members[2].clone() });
+        }
+        ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+        ledger.go_back(0);
+        ledger.seat(&Member { seat: again, ..plan().members[2].clone() });
+        ledger.reopen(again)
+    };
+    let before = [(0, 0), (1, 1)].map(|(index, step)| Trained { index, step: InnerStep(step) });
+    assert_eq!(taken(SeatId(9), None), before, "not what it trained behind the border");
+    assert_eq!(taken(SeatId(9), Some(SeatId(8))), [], "the checkpoint is of who came in its place");
+}
+
+#[test]
+fn what_came_back_to_two_is_credited_to_one_and_told_of_the_other() {
+    let mut ledger = ledger(Finality::Commits);
+    let trained = Trained { index: 0, step: InnerStep(0) };
+    assert_eq!(
+        (ledger.returned(SeatId(0), trained), ledger.returned_to(0)),
+        (None, Some((id(0), SeatId(0))))
+    );
+    assert_eq!(
+        (ledger.returned(SeatId(1), trained), ledger.returned_to(0)),
+        (None, Some((id(1), SeatId(1))))
+    );
+    credit(&mut ledger, receipt(0, 0, 2, &[(0, 0)])).unwrap();
+    assert_eq!((ledger.is_credited(StageId(0), 0), ledger.returned_to(0)), (true, None));
+    assert_eq!(ledger.duplicates(), 1);
+    credit(&mut ledger, receipt(0, 1, 2, &[(0, 0)])).unwrap();
+    assert_eq!((ledger.returned(SeatId(1), trained), ledger.duplicates()), (None, 1), "once");
+}
+
 #[test]
 fn a_receipt_that_is_later_than_the_checkpoint_is_part_of_it() {
     let mut ledger = ledger(Finality::AtOnce);
