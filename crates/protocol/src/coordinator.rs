@@ -379,6 +379,7 @@ impl Coordinator {
             orphans: Vec::new(),
             drain: None,
             closing: None,
+            called_off: false,
             receipted_below: 0,
             refused: BTreeSet::new(),
             apart: BTreeMap::new(),

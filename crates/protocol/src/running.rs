@@ -63,6 +63,8 @@ pub(crate) struct Running {
     pub(crate) drain: Option<InnerStep>,
     /// The outer step in which all were told to agree for the last time; `Some(None)` where they only save.
     pub(crate) closing: Option<Option<OuterStep>>,
+    /// Whether the outer step before was called off at the end, for it would not have held all that was credited.
+    pub(crate) called_off: bool,
     /// Stages in which two replicas cannot reach each other.
     pub(crate) apart: BTreeMap<StageId, Apart>,
     /// The training index at the border of the last commit: what came back below it has been receipted by the next.

@@ -47,10 +47,12 @@ impl Coordinator {
             if last && !ledger.all_held_with(self.agenda.train_microbatches(), &contributions) {
                 // Somebody was lost after all had been credited: its work is done again before the run ends.
                 arbiter.call_off(now, out);
-                if running.ledger.all_credited(self.agenda.train_microbatches()) {
-                    // Then a contribution has all that its seat was credited with, or that was credited wrongly.
+                let credited = running.ledger.all_credited(self.agenda.train_microbatches());
+                if credited && running.called_off {
+                    // Who came to this late has had another step for its work: what is not in it was credited wrongly.
                     contributions.iter().for_each(|(seat, seen)| running.ledger.lose_from(*seat, *seen));
                 }
+                running.called_off = credited;
             } else {
                 let mut ledger = running.ledger.clone();
                 ledger.committed(&contributions);
@@ -98,6 +100,7 @@ impl Coordinator {
     pub(super) fn committed(&mut self, now: Time, contributions: &[(SeatId, InnerStep)], out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
         running.ledger.committed(contributions);
+        running.called_off = false;
         if let Some(arbiter) = &mut running.arbiter {
             let below = arbiter_border(&self.agenda, arbiter.open());
             arbiter.stored(now, out);
