@@ -101,6 +101,10 @@ impl Coordinator {
         let Phase::Running(running) = &mut self.phase else { return };
         running.ledger.committed(contributions);
         running.called_off = false;
+        if running.closing.is_some() {
+            // What was saved at the end before this commit is not the end.
+            running.saves.remove(&self.agenda.steps());
+        }
         if let Some(arbiter) = &mut running.arbiter {
             let below = arbiter_border(&self.agenda, arbiter.open());
             arbiter.stored(now, out);

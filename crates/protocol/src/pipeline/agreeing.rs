@@ -27,8 +27,7 @@ impl Pipeline {
 
     /// Hears that all work of the run is credited.
     pub fn close(&mut self, outer: Option<OuterStep>) {
-        if self.agreement.closing != Closing::Closed {
-            self.agreement.closing = Closing::Asked { outer };
+        if self.agreement.close(outer) {
             self.close_alone();
         }
     }
@@ -49,7 +48,11 @@ impl Pipeline {
     }
 
     fn finish_closing(&mut self) {
-        self.agreement.closing = Closing::Closed;
+        let outer = match self.agreement.closing {
+            Closing::Asked { outer } | Closing::Closed { outer } => outer,
+            Closing::Not => None,
+        };
+        self.agreement.closing = Closing::Closed { outer };
         self.save_due = Some(self.agenda.steps());
     }
 

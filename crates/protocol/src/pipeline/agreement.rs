@@ -23,8 +23,8 @@ pub(super) enum Closing {
     Not,
     /// None comes any more, and the replicas agree for the last time.
     Asked { outer: Option<OuterStep> },
-    /// The weights are final.
-    Closed,
+    /// The weights are final, unless a stage loses what was agreed on last and all agree once more.
+    Closed { outer: Option<OuterStep> },
 }
 
 /// Where a replica stands.
@@ -56,7 +56,18 @@ impl Agreement {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closing == Closing::Closed
+        matches!(self.closing, Closing::Closed { .. })
+    }
+
+    /// Hears that none comes any more; returns whether that is news.
+    pub(super) fn close(&mut self, outer: Option<OuterStep>) -> bool {
+        if let Closing::Closed { outer: closed } = self.closing
+            && outer <= closed
+        {
+            return false;
+        }
+        self.closing = Closing::Asked { outer };
+        true
     }
 
     /// Returns whether work that was done again after the last step waits for a step of its own.

@@ -288,12 +288,13 @@ impl Traffic {
         tensor: &Tensor,
         direction: Direction,
     ) -> Result<(), Refusal> {
-        let microbatch = tensor.microbatch;
-        let held = self.place.stage;
+        let (microbatch, held) = (tensor.microbatch, self.place.stage);
         if tensor.stage != held {
             return Err(Refusal::WrongStage { microbatch, got: tensor.stage, held });
         }
-        let place = self.plan.place_of(from).ok_or(Refusal::NotMember { peer: from })?;
+        // Who has a place and has not entered has no work; an evaluation leaves nothing behind, and is not sent again.
+        let works = |member: &&Member| member.enters < route::NEVER || microbatch.split == Split::HeldOut;
+        let place = self.plan.member(from).filter(works).ok_or(Refusal::NotMember { peer: from })?.place;
         let neighbour = match direction {
             Direction::Forward => place.stage.0.checked_add(1) == Some(held.0),
             Direction::Backward => held.0.checked_add(1) == Some(place.stage.0),

@@ -443,6 +443,29 @@ fn a_newcomer_that_is_there_and_never_ready_does_not_hold_its_place_for_ever() {
     check_ended_well(&swarm, "who gets ready has the place");
 }
 
+/// Its place alone gives it no say in what others train.
+#[test]
+fn a_newcomer_that_has_not_entered_sends_nobody_work() {
+    let mut swarm = with_newcomer();
+    let [spec, ..] = twofold();
+    let tensor = Tensor {
+        microbatch: MicrobatchId::train(40),
+        attempt: Attempt(0),
+        stage: StageId(2),
+        seat: SeatId(6),
+        version: WeightVersion(0),
+        needs: Needs::All,
+        trained: None,
+        payload: vec![0; spec.boundary_bytes()].into(),
+    };
+    swarm.inject(peer(7), 3, Message::Activation(tensor));
+    swarm.turn().expect("it is heard");
+    let refused = Event::Refused { peer: peer(7), refusal: Refusal::NotMember { peer: peer(7) } };
+    assert!(swarm.events[3].contains(&refused));
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "work of a newcomer");
+}
+
 #[test]
 fn a_state_of_absurd_size_is_refused_and_the_newcomer_gets_another() {
     let mut swarm = with_newcomer();

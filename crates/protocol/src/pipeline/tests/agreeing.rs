@@ -65,6 +65,26 @@ fn an_end_that_is_called_off_opens_again_for_work_of_which_nothing_is_left() {
     assert_eq!(pipeline.start(), Some(Task::Save { border: InnerStep(2) }));
 }
 
+/// Another stage lost what was agreed on last, before that was on any disk.
+#[test]
+fn an_end_that_is_closed_in_a_later_outer_step_is_agreed_on_again() {
+    let mut pipeline = replicated(2);
+    pipeline.reached(settled(16));
+    assert_eq!([step(&mut pipeline, 0), step(&mut pipeline, 1)], [0, 0]);
+    pipeline.close(Some(OuterStep(0)));
+    exchange(&mut pipeline, 0, 2);
+    let save = Some(Task::Save { border: InnerStep(2) });
+    assert_eq!(pipeline.start(), save);
+    pipeline.saved();
+    for said_again in [Some(OuterStep(0)), None] {
+        pipeline.close(said_again);
+        assert_eq!(pipeline.start(), None, "{said_again:?}");
+    }
+    pipeline.close(Some(OuterStep(1)));
+    exchange(&mut pipeline, 1, 2);
+    assert_eq!(pipeline.start(), save);
+}
+
 /// The driver's answer to the restoration may come behind the next word of the coordinator, which nobody repeats.
 #[test]
 fn an_end_that_is_closed_again_before_it_is_called_off_here_stays_closed() {
