@@ -7,6 +7,7 @@ mod accounting;
 mod agreeing;
 mod balance;
 mod durability;
+mod gathering;
 mod leaving;
 mod membership;
 mod revival;
@@ -18,10 +19,10 @@ use crate::event::Event;
 use crate::ids::{Digest, InnerStep, PeerId, PlanNumber, StageId};
 use crate::lease::Leases;
 use crate::ledger::{Finality, Ledger};
-use crate::message::{HELD_MAX, Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX, Wait};
+use crate::message::{Join, Message, Outcome, Refusal, Removal, Start, TEXT_BYTES_MAX};
 use crate::paces::Paces;
 use crate::pipeline::lease_ahead;
-use crate::plan::{Candidate, Fit, Member, Place, Plan, place, place_resumed};
+use crate::plan::{Candidate, Place, Plan};
 use crate::port::{Action, Input, Outbox};
 use crate::rebalance::Rebalancer;
 use crate::roster::{self, Roster};
@@ -74,6 +75,8 @@ enum Phase {
     Preparing {
         plan: Plan,
         ready: BTreeSet<PeerId>,
+        /// When those who are not ready lose their places.
+        by: Time,
     },
     /// Started again in the middle of a run, and has heard none of its members yet; those who join meanwhile wait.
     Reviving {
@@ -81,6 +84,8 @@ enum Phase {
         candidates: Vec<Candidate>,
         /// When to dial the members: by silence alone they find out seconds later that it was gone.
         call_at: Time,
+        /// When those who join begin anew from the last checkpoint, if no member was heard until then.
+        anew_at: Option<Time>,
     },
     /// The run goes on.
     Running(Box<Running>),
@@ -102,6 +107,7 @@ impl Coordinator {
                 session: Box::new(session.clone()),
                 candidates: Vec::new(),
                 call_at: Time(0),
+                anew_at: None,
             },
             None => Phase::Gathering { candidates: Vec::new(), next: PlanNumber(1) },
         };
@@ -134,11 +140,12 @@ impl Coordinator {
             }
         }
         self.call_members(now, out);
+        self.look_who_is_ready(now, out);
         self.watch(now, slept, out);
         self.agree(now, out);
         self.admit(now, out);
         self.go_on(now, out);
-        self.conclude(out);
+        self.conclude(now, out);
     }
 
     /// Returns when to be woken: when a lease expires, an exchange takes too long, or a silence says something.
@@ -152,7 +159,8 @@ impl Coordinator {
                 times.chain(running.roster.deadline(now)).chain(receipts).min()
             }
             Phase::Reviving { call_at, .. } => Some(*call_at),
-            Phase::Gathering { .. } | Phase::Preparing { .. } | Phase::Over => None,
+            Phase::Preparing { by, .. } => Some(*by),
+            Phase::Gathering { .. } | Phase::Over => None,
         }
     }
 
@@ -200,110 +208,6 @@ impl Coordinator {
         if let Err(refusal) = accepted {
             out.refuse(from, refusal);
         }
-    }
-
-    fn joined(&mut self, now: Time, from: PeerId, join: Join, out: &mut Outbox) -> Result<(), Refusal> {
-        let stages = self.spec.stages();
-        let replicas = self.spec.pipeline.replicas;
-        join_is_sound(&join, stages)?;
-        let candidates_max = CANDIDATES_PER_PLACE_MAX * usize::from(stages) * usize::from(replicas);
-        let device = join.device.clone();
-        let peak_flops = join.peak_flops;
-        let candidate = Candidate { peer: from, address: join.address.clone(), stage: join.stage };
-        let (candidates, next, before) = match &mut self.phase {
-            Phase::Running(_) => {
-                out.record(Event::Joined { peer: from, device, peak_flops });
-                return self.joined_under_way(now, from, join, out);
-            }
-            Phase::Preparing { plan, .. } => {
-                let Some(member) = plan.member(from) else {
-                    return self.joined_as_spare(from, join, candidates_max, out);
-                };
-                let (member, plan) = (member.clone(), plan.clone());
-                self.joins.insert(from, join);
-                let start = self.start_of(&member);
-                out.send(from, Message::Placed { plan, start, frontier: Frontier::default() });
-                return Ok(());
-            }
-            Phase::Reviving { session, candidates, .. } => {
-                (candidates, PlanNumber(session.plan.number.0.saturating_add(1)), Some(&session.plan))
-            }
-            Phase::Gathering { candidates, next } => (candidates, *next, None),
-            Phase::Over => return Err(Refusal::PlanFull),
-        };
-        candidates.retain(|c| c.peer != from);
-        if candidates.len() >= candidates_max {
-            return Err(Refusal::PlanFull);
-        }
-        out.record(Event::Joined { peer: from, device, peak_flops });
-        self.joins.insert(from, join);
-        candidates.push(candidate);
-        let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();
-        let plan = match &self.durable.checkpoint {
-            Some(checkpoint) => {
-                let was_at = |peer, stage| {
-                    before.is_none_or(|plan| plan.place_of(peer).is_some_and(|place| place.stage == stage))
-                };
-                let has = |candidate: &Candidate, at: Place| match checkpoint.fit(at, held(candidate.peer)) {
-                    Fit::Nothing if was_at(candidate.peer, at.stage) => Fit::Missing,
-                    fit @ (Fit::Nothing | Fit::Missing | Fit::Stage | Fit::Own) => fit,
-                };
-                place_resumed(next, self.me, (stages, replicas), candidates, has)
-            }
-            None => place(next, self.me, stages, replicas, candidates),
-        };
-        let Some(plan) = plan else {
-            let ahead = candidates.len() as u32 - 1;
-            let enough = candidates.len() >= usize::from(stages) * usize::from(replicas);
-            let why = if enough { Wait::NoShard } else { Wait::AwaitsPeers };
-            out.send(from, Message::Waiting { ahead, why });
-            return Ok(());
-        };
-        let surplus: Vec<_> =
-            candidates.iter().map(|c| c.peer).filter(|p| plan.place_of(*p).is_none()).collect();
-        for (ahead, peer) in (0..).zip(surplus) {
-            out.send(peer, Message::Waiting { ahead, why: Wait::NoVacancy });
-        }
-        // Of those who took part before nobody is left, or one would have said so by now.
-        self.durable.go_back();
-        self.announce(plan, out);
-        Ok(())
-    }
-
-    /// Lets a peer wait that asks while those who were first get ready.
-    fn joined_as_spare(
-        &mut self,
-        from: PeerId,
-        join: Join,
-        spares_max: usize,
-        out: &mut Outbox,
-    ) -> Result<(), Refusal> {
-        if self.joins.len() >= 2 * spares_max {
-            return Err(Refusal::PlanFull);
-        }
-        out.record(Event::Joined { peer: from, device: join.device.clone(), peak_flops: join.peak_flops });
-        self.joins.insert(from, join);
-        out.send(from, Message::Waiting { ahead: 0, why: Wait::NoVacancy });
-        Ok(())
-    }
-
-    fn announce(&mut self, plan: Plan, out: &mut Outbox) {
-        let members = plan.members.iter().map(|m| (m.peer, m.place)).collect();
-        out.record(Event::Planned { plan: plan.number, members });
-        for member in &plan.members {
-            let start = self.start_of(member);
-            let frontier = Frontier::default();
-            out.send(member.peer, Message::Placed { plan: plan.clone(), start, frontier });
-        }
-        self.phase = Phase::Preparing { plan, ready: BTreeSet::new() };
-    }
-
-    /// Says what a member starts from: the checkpoint of its place, or that of another replica, whichever it has.
-    fn start_of(&self, member: &Member) -> Start {
-        let Some(checkpoint) = &self.durable.checkpoint else { return Start::Fresh };
-        let held = self.joins.get(&member.peer).map(|join| &join.held[..]).unwrap_or_default();
-        let (of, digest) = checkpoint.for_place(member.place, held).expect("it holds every stage of the run");
-        Start::Checkpoint { step: checkpoint.step, digest, of }
     }
 
     /// Begins the run, or goes on from the last checkpoint, when all members are ready.
@@ -460,17 +364,8 @@ impl Coordinator {
         match &mut self.phase {
             Phase::Gathering { candidates, .. } => candidates.retain(|c| c.peer != peer),
             Phase::Reviving { candidates, .. } => candidates.retain(|c| c.peer != peer),
-            Phase::Preparing { plan, .. } if place.is_some() => {
-                // Nothing is lost yet: the others wait for one who takes its place.
-                let others = plan.members.iter().filter(|member| member.peer != peer);
-                let candidates = others.map(|member| Candidate {
-                    peer: member.peer,
-                    address: member.address.clone(),
-                    stage: Some(member.place.stage),
-                });
-                let (candidates, next) = (candidates.collect(), PlanNumber(plan.number.0.saturating_add(1)));
-                self.phase = Phase::Gathering { candidates, next };
-            }
+            // Nothing is lost yet: the others wait for one who takes its place.
+            Phase::Preparing { .. } if place.is_some() => self.gather_again(&[peer]),
             Phase::Preparing { .. } | Phase::Over => {}
             Phase::Running(running) => running.roster.disconnected(now, peer),
         }
@@ -515,29 +410,31 @@ impl Coordinator {
     }
 
     /// Ends the run when nothing is out and the last border it was to reach is durable.
-    fn conclude(&mut self, out: &mut Outbox) {
+    fn conclude(&mut self, now: Time, out: &mut Outbox) {
         let durable = self.durable.step();
-        let Phase::Running(running) = &self.phase else { return };
+        let Phase::Running(running) = &mut self.phase else { return };
         let reserving = running.storing.iter().all(|storing| matches!(storing, Storing::Reserved(_)));
         // Who is not there now would not hear that the run is over, and look for us in vain.
         if !running.leases.is_empty() || !reserving || !running.roster.is_complete() {
             return;
         }
         let planned = self.agenda.training_of(durable).start;
-        let event = Event::Ledger {
+        let outcome = if durable == self.agenda.steps() && running.ledger.all_held(running.total()) {
+            Outcome::Done
+        } else if running.drain == Some(durable) && durable < self.agenda.steps() {
+            Outcome::Stopped { step: durable }
+        } else {
+            return;
+        };
+        running.close_book(now, out);
+        out.record(Event::Ledger {
             planned,
             credited: running.ledger.credited(),
             duplicates: running.ledger.duplicates(),
             redone: running.ledger.redone(),
             accounts: running.ledger.accounts().list(),
-        };
-        if durable == self.agenda.steps() && running.ledger.all_held(running.total()) {
-            out.record(event);
-            self.finish(Outcome::Done, out);
-        } else if running.drain == Some(durable) && durable < self.agenda.steps() {
-            out.record(event);
-            self.finish(Outcome::Stopped { step: durable }, out);
-        }
+        });
+        self.finish(outcome, out);
     }
 
     fn finish(&mut self, outcome: Outcome, out: &mut Outbox) {
@@ -561,20 +458,6 @@ impl Coordinator {
         self.phase = Phase::Over;
         out.record(Event::Finished { outcome: outcome.clone() });
         out.push(Action::Finish(outcome));
-    }
-}
-
-/// Refuses a request to take part that is too long, or that asks for a stage that the run has not.
-fn join_is_sound(join: &Join, stages: u16) -> Result<(), Refusal> {
-    bound_length("device", join.device.len())?;
-    bound_length("address", join.address.len())?;
-    if join.held.len() > HELD_MAX {
-        let (field, got) = ("held".to_string(), join.held.len() as u64);
-        return Err(Refusal::TooMany { field, got, max: HELD_MAX as u64 });
-    }
-    match join.stage.filter(|stage| stage.0 >= stages) {
-        Some(stage) => Err(Refusal::NoSuchStage { stage, stages }),
-        None => Ok(()),
     }
 }
 

@@ -235,6 +235,9 @@ pub enum Wait {
     /// Replicas that average each step's gradient take nobody in under way.
     #[error("replicas that average gradients take nobody in before the next start of the run")]
     NotUnderWay,
+    /// The coordinator has started again, and waits for the members that went on without it.
+    #[error("the coordinator has started again and waits for the members of the run to find it")]
+    AwaitsMembers,
 }
 
 /// Why a peer is no member any longer; the code is the variant's name.

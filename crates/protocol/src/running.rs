@@ -302,6 +302,13 @@ impl Running {
         }
     }
 
+    /// Closes the pages of all steps at the end, with what is there: the rest was lost with who had it.
+    pub(crate) fn close_book(&mut self, now: Time, out: &mut Outbox) {
+        for event in self.book.close(now, InnerStep(u64::MAX), |_, _| Owes::Nothing, &[]) {
+            out.record(event);
+        }
+    }
+
     /// Returns how far the run is: nothing below is out, or is to be done again.
     pub(crate) fn frontier(&self) -> Frontier {
         let mut frontier = self.leases.frontier();

@@ -71,7 +71,7 @@ impl Coordinator {
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
         match &mut self.phase {
-            Phase::Preparing { plan, ready } => {
+            Phase::Preparing { plan, ready, .. } => {
                 if plan.place_of(from).is_none() {
                     return Err(Refusal::NotMember { peer: from });
                 }
@@ -502,7 +502,7 @@ impl Running {
 }
 
 /// Returns how long a newcomer to a stage may hold its place without getting ready.
-fn ready_wait(spec: &RunSpec, stage: StageId) -> Span {
+pub(super) fn ready_wait(spec: &RunSpec, stage: StageId) -> Span {
     let bytes = spec.stage_bytes(stage).saturating_mul(STATE_PER_WEIGHT);
     READY_WAIT.saturating_add(Span::seconds(bytes / FETCH_RATE_MIN))
 }

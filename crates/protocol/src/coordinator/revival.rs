@@ -19,6 +19,10 @@ use alloc::boxed::Box;
 /// How often a coordinator that starts again dials members while it has heard none.
 const CALL_AGAIN_WAIT: Span = Span::seconds(5);
 
+/// How long it waits for a member before those who join begin anew from the last checkpoint: members that are there find it within
+/// seconds, and a network that is cut for a moment must not cost what they have trained since.
+const MEMBERS_WAIT: Span = Span::seconds(60);
+
 impl Coordinator {
     /// Hears a member that connected anew, and brings it up to date.
     pub(super) fn present(
@@ -62,13 +66,16 @@ impl Coordinator {
 
     /// Dials the members of the stored session until one of them is heard.
     pub(super) fn call_members(&mut self, now: Time, out: &mut Outbox) {
-        let Phase::Reviving { session, call_at, .. } = &mut self.phase else { return };
+        let Phase::Reviving { session, call_at, anew_at, .. } = &mut self.phase else { return };
         if now < *call_at {
             return;
         }
         *call_at = now + CALL_AGAIN_WAIT;
         for member in &session.plan.members {
             out.push(Action::Dial { peer: member.peer, address: member.address.clone() });
+        }
+        if *anew_at.get_or_insert(now + MEMBERS_WAIT) <= now {
+            self.plan_anew(now, out);
         }
     }
 

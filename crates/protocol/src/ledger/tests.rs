@@ -226,7 +226,7 @@ fn what_was_lost_with_a_replica_is_in_the_checkpoint_that_it_had_written() {
         let mut ledger = ledger(Finality::Commits);
         credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 2)])).unwrap();
         assert_eq!(ledger.lose(SeatId(2)), 3);
-        for seat in other {
+        if let Some(seat) = other {
             ledger.seat(&Member { seat, ..plan().members[2].clone() });
         }
         ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));

@@ -271,6 +271,49 @@ fn a_coordinator_that_starts_again_goes_on_with_its_members_and_no_one_joins_ane
     }
 }
 
+/// What the members hold is on no disk, and they may need a moment to find it again.
+#[test]
+fn a_coordinator_that_starts_again_gives_no_place_away_before_its_members_had_time_to_come() {
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    run_to_forward(&mut swarm, 2, 5);
+    swarm.kill(0);
+    swarm.restart_coordinator();
+    let join = |stage: u16| {
+        let (address, device, held) = (Bytes::new(), "none".into(), Vec::new());
+        Message::Join(Join { address, stage: Some(StageId(stage)), device, peak_flops: 0, held })
+    };
+    for stranger in [4, 5, 6] {
+        swarm.inject(peer(stranger), 0, join(stranger as u16 - 4));
+        swarm.turn().expect("it is heard");
+    }
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "strangers");
+    assert_eq!(removals(&swarm), []);
+    // Of these members none comes.
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    run_to_forward(&mut swarm, 2, 5);
+    (0..4).for_each(|victim| swarm.kill(victim));
+    swarm.restart_coordinator();
+    for newcomer in [4, 5, 6] {
+        swarm.join(newcomer, Some(StageId(newcomer as u16 - 4)), Vec::new());
+    }
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "others");
+}
+
+#[test]
+fn who_joins_a_run_that_begins_and_never_gets_ready_does_not_keep_it_from_beginning() {
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    let (address, device, held) = (Bytes::new(), "none".into(), Vec::new());
+    let join = Join { address, stage: Some(StageId(1)), device, peak_flops: 0, held };
+    swarm.inject(peer(7), 0, Message::Join(join));
+    swarm.run_for(Span::seconds(590));
+    assert!(!swarm.events[0].iter().any(|event| matches!(event, Event::Started { .. })));
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "who gets ready has the place");
+    assert_eq!(removals(&swarm), [(place_at(1, 0), Removal::Unready)]);
+}
+
 /// Nobody keeps an evaluation: who takes the first stage is told of it.
 #[test]
 fn a_coordinator_that_starts_again_without_a_first_stage_forgets_no_evaluation() {

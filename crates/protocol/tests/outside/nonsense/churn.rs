@@ -77,6 +77,7 @@ pub(crate) fn wait() -> BoxedStrategy<Wait> {
         Wait::NoShard,
         Wait::Closing,
         Wait::NotUnderWay,
+        Wait::AwaitsMembers,
     ])
     .boxed()
 }
