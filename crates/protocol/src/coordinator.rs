@@ -365,7 +365,10 @@ impl Coordinator {
             Phase::Gathering { candidates, .. } => candidates.retain(|c| c.peer != peer),
             Phase::Reviving { candidates, .. } => candidates.retain(|c| c.peer != peer),
             // Nothing is lost yet: the others wait for one who takes its place.
-            Phase::Preparing { .. } if place.is_some() => self.gather_again(&[peer]),
+            Phase::Preparing { .. } if place.is_some() => {
+                self.gather_again(&[peer]);
+                self.plan_anew(now, out);
+            }
             Phase::Preparing { .. } | Phase::Over => {}
             Phase::Running(running) => running.roster.disconnected(now, peer),
         }

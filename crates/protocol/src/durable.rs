@@ -102,6 +102,18 @@ pub enum StateError {
     },
 }
 
+/// Lists the checkpoints that a stored state goes on from.
+///
+/// # Errors
+/// The state is not one of this run.
+pub fn checkpoints(spec: &RunSpec, state: &[u8]) -> Result<Vec<Held>, StateError> {
+    let checkpoint = Durable::read(spec, Some(state))?.checkpoint;
+    let held = checkpoint.into_iter().flat_map(|Checkpoint { step, digests }| {
+        digests.into_iter().map(move |(place, digest)| Held { place, step, digest })
+    });
+    Ok(held.collect())
+}
+
 impl Durable {
     /// Reads what was stored last; `None` is a run that has stored nothing yet.
     pub(crate) fn read(spec: &RunSpec, state: Option<&[u8]>) -> Result<Self, StateError> {

@@ -18,7 +18,7 @@ use crate::stranger::Stranger;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use trestle_protocol::durable::StateError;
+use trestle_protocol::durable::{self, StateError};
 use trestle_protocol::ids::{Digest, PeerId, StageId};
 use trestle_protocol::message::{Held, Outcome};
 use trestle_protocol::plan::Place;
@@ -365,13 +365,15 @@ impl<'a> Swarm<'a> {
         ending
     }
 
-    /// Lists the stages whose last durable checkpoint no peer has that is up.
+    /// Lists the stages of whose last durable checkpoint no peer that is up has a replica's part.
     fn shardless(&self) -> Vec<StageId> {
-        let Some(step) = self.log.tally().durable.last().copied() else { return Vec::new() };
+        let Some(state) = &self.durable else { return Vec::new() };
+        let wanted = durable::checkpoints(&self.config.spec, state).expect("it was stored by this run");
         let up = self.peers.iter().zip(&self.disks).filter(|(peer, _)| peer.life == Life::Up);
         let held: Vec<Held> = up.flat_map(|(_, disk)| disk.held()).collect();
-        let has = |stage: &StageId| held.iter().any(|held| held.place.stage == *stage && held.step.0 == step);
-        (0..self.config.spec.stages()).map(StageId).filter(|stage| !has(stage)).collect()
+        let has = |stage: &StageId| wanted.iter().any(|one| one.place.stage == *stage && held.contains(one));
+        let stages = (0..self.config.spec.stages()).map(StageId);
+        stages.filter(|stage| !wanted.is_empty() && !has(stage)).collect()
     }
 
     fn next_deadline(&self) -> Option<(Time, usize)> {

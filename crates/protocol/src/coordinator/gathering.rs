@@ -86,7 +86,7 @@ impl Coordinator {
             Phase::Preparing { .. } | Phase::Running(_) | Phase::Over => return false,
         };
         let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();
-        let plan = match &self.durable.checkpoint {
+        let of = |candidates: &[Candidate]| match &self.durable.checkpoint {
             Some(checkpoint) => {
                 let was_at = |peer, stage| {
                     before.is_none_or(|plan| plan.place_of(peer).is_some_and(|place| place.stage == stage))
@@ -99,6 +99,12 @@ impl Coordinator {
             }
             None => place(next, self.me, stages, replicas, candidates),
         };
+        // Who had a place already, in a plan that was given up, keeps it only where that suffices.
+        let wish = |candidate: &Candidate| Candidate {
+            stage: self.joins.get(&candidate.peer).map_or(candidate.stage, |join| join.stage),
+            ..candidate.clone()
+        };
+        let plan = of(candidates).or_else(|| of(&candidates.iter().map(wish).collect::<Vec<_>>()));
         let Some(plan) = plan else { return false };
         let surplus = candidates.iter().map(|c| c.peer).filter(|peer| plan.place_of(*peer).is_none());
         for (ahead, peer) in (0..).zip(surplus) {
