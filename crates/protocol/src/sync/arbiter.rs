@@ -532,8 +532,15 @@ impl Arbiter {
         self.turn_to(OuterStep(self.open.0 + 1));
     }
 
+    /// Returns where a peer takes part, or else where it did.
     fn place_of(&self, peer: PeerId) -> Option<(StageId, ReplicaId)> {
-        self.tables.iter().find_map(|(stage, table)| Some((*stage, table.replica_of(peer)?)))
+        let places = || {
+            self.tables
+                .iter()
+                .filter_map(move |(stage, table)| Some((*stage, table, table.replica_of(peer)?)))
+        };
+        let there = places().find(|(_, table, replica)| table.standing(*replica) == Standing::Present);
+        there.or_else(|| places().next()).map(|(stage, _, replica)| (stage, replica))
     }
 
     /// Returns the round that a stage is in.

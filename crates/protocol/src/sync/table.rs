@@ -117,7 +117,11 @@ impl Table {
     }
 
     pub(crate) fn replica_of(&self, peer: PeerId) -> Option<ReplicaId> {
-        self.chairs.iter().find(|(_, chair)| chair.peer == peer).map(|(replica, _)| *replica)
+        let mut chairs = self.chairs.iter().filter(|(_, chair)| chair.peer == peer);
+        let first = chairs.next()?;
+        // Where it was before it may still be its name, for what it has contributed there.
+        let present = |(_, chair): &(&ReplicaId, &Chair)| chair.standing == Standing::Present;
+        Some(*chairs.find(present).filter(|_| !present(&first)).unwrap_or(first).0)
     }
 
     pub(crate) fn standing(&self, replica: ReplicaId) -> Standing {

@@ -1,9 +1,10 @@
 //! The arbiter's rules, one by one: what commits, what is tried again, what is restored, and who counts.
 
-use crate::court::{Court, SILENCE, X, Y, border, peer, place, round};
+use crate::court::{Court, SILENCE, X, Y, border, peer, place, plan, round};
 use trestle_protocol::event::{Event, Verdict};
-use trestle_protocol::ids::{Attempt, InnerStep, OuterStep, PeerId, ReplicaId, StageId};
+use trestle_protocol::ids::{Attempt, InnerStep, OuterStep, PeerId, ReplicaId, SeatId, StageId};
 use trestle_protocol::message::Refusal;
+use trestle_protocol::plan::Member;
 use trestle_protocol::sync::arbiter::{Committed, Weighing};
 use trestle_protocol::sync::say::Say;
 use trestle_protocol::time::{Span, Time};
@@ -381,6 +382,31 @@ fn who_comes_late_hears_how_it_ended() {
     let tokens = border(1).0 * 2 * 4 * 2 * 4;
     assert_eq!(answer(1), [Say::Commit { outer: OuterStep(1), step: border(1), tokens, digest: Y }]);
     assert_eq!(answer(2), [Say::Restore { outer: OuterStep(2) }]);
+}
+
+/// Its name still stands at the table that it left, while nobody has its place there.
+#[test]
+fn who_comes_back_to_another_place_has_its_say_there() {
+    for (left, taken) in [((0, 1), (1, 1)), ((1, 0), (1, 1))] {
+        let mut court = equal(2, 2);
+        let [from, to] = [left, taken].map(|(stage, replica)| place(stage, replica));
+        let newcomer =
+            Member { seat: SeatId(9), place: to, ..plan(2, 2).member(peer(left.0, left.1)).unwrap().clone() };
+        [from, to].iter().for_each(|gone| court.lose(gone.stage.0, gone.replica.0));
+        court.arbiter.seat(&newcomer);
+        let reached = Say::Reached { outer: OuterStep(0), step: border(0), heard: Attempt(0) };
+        court.hear(newcomer.peer, reached).expect("it stands at the border");
+        let others = [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().filter(|at| *at != left && *at != taken);
+        for (stage, replica) in others.clone() {
+            court.reach(stage, replica, 0, 0);
+        }
+        court
+            .hear(newcomer.peer, Say::Vote { round: round(0, 1), digest: X, rates: Vec::new() })
+            .expect("it votes");
+        others.for_each(|(stage, replica)| court.vote(stage, replica, round(0, 1), X));
+        assert_eq!(court.store().outer, OuterStep(0));
+        assert!(court.said().iter().all(|(_, say)| !matches!(say, Say::Excluded { .. })));
+    }
 }
 
 #[test]
