@@ -429,11 +429,13 @@ impl Pipeline {
     fn start_forward(&mut self, below: InnerStep) -> Option<Task> {
         let lowest = self.kept.keys().next().copied();
         let full = self.kept.len() >= self.in_flight_max;
+        // What goes before the bound has one of its own: all that waits at once.
+        let crowded = self.kept.len() >= self.in_flight_max + self.waiting_max;
         let may = |(order, kept): (&Order, &Kept)| {
             let microbatch = order.microbatch();
             // What is older than all in flight, or was lost once, is what others wait for.
             let urgent = kept.attempt > Attempt(0) || lowest.is_some_and(|lowest| microbatch.index < lowest);
-            let room = microbatch.split == Split::HeldOut || !full || urgent;
+            let room = microbatch.split == Split::HeldOut || !full || urgent && !crowded;
             let due = self.agenda.version_needed(microbatch).is_some_and(|needed| self.version >= needed);
             let last = microbatch.split == Split::HeldOut && order.step() == self.agenda.steps();
             order.step() < below && room && due && (!last || self.agreement.is_closed())

@@ -125,14 +125,14 @@ fn duplicates(outcome: &SimOutcome, stage: StageId) -> u64 {
     told + members.raced.get(&stage).copied().unwrap_or_default() + lost * lease_ahead(&outcome.spec) as u64
 }
 
-/// Returns what a worker may keep: boundary input and output of what is in flight, and of as much as may wait at all, since what
-/// comes again from a lost replica goes before the bound.
+/// Returns what a worker may keep: boundary inputs of what waits, and input and output of what is in flight, among it as much as may
+/// wait at once, since what comes again from a lost replica goes before the bound of what is in flight.
 fn kept_bytes_max(outcome: &SimOutcome) -> u64 {
     let pipeline = &outcome.spec.pipeline;
     let in_flight = u64::from(pipeline.in_flight_max);
     let leased = in_flight + u64::from(pipeline.microbatches_per_step);
     let waiting = in_flight + 2 * leased * u64::from(pipeline.replicas);
-    2 * (in_flight + waiting) * outcome.spec.boundary_bytes() as u64
+    (2 * (in_flight + waiting) + waiting) * outcome.spec.boundary_bytes() as u64
 }
 
 fn stages(outcome: &SimOutcome) -> impl Iterator<Item = StageId> {

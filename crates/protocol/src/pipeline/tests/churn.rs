@@ -119,6 +119,24 @@ fn what_was_lost_or_is_older_than_all_in_flight_starts_although_they_are_full() 
 }
 
 #[test]
+fn what_goes_before_the_bound_has_one_of_its_own() {
+    let mut pipeline = queue(|spec| {
+        spec.pipeline.schedule = Schedule::Async { staleness_max: 8 };
+        spec.training.steps = 8;
+        spec.evaluation.every = 0;
+    });
+    let mut started = Vec::new();
+    for index in 0..24 {
+        assert_eq!(redo(&mut pipeline, index, Needs::All), Ok(Offered::Queued));
+        started.extend(forwards(&mut pipeline));
+    }
+    assert_eq!(started, (0..20).collect::<Vec<_>>(), "3 in flight, and as many as may wait");
+    gradient(&mut pipeline, 0);
+    assert_eq!(backward(&mut pipeline), Some(0));
+    assert_eq!(forwards(&mut pipeline), [20]);
+}
+
+#[test]
 fn no_order_is_waited_for_in_a_disturbed_step() {
     let mut pipeline = queue(|_| {});
     (0..3).for_each(|i| assert_eq!(offer(&mut pipeline, train(i)), Ok(Offered::Queued)));
