@@ -238,7 +238,7 @@ impl Coordinator {
             }
         }
         let mut running = self.running(now, plan, roster, ledger, start);
-        reopened.iter().for_each(|(place, trained)| running.weigh(*place, trained));
+        reopened.iter().for_each(|(place, trained)| running.weigh_again(*place, trained));
         self.phase = Phase::Running(Box::new(running));
         self.reserve(out);
     }

@@ -282,6 +282,14 @@ impl Running {
         }
     }
 
+    /// Likewise, credit that a replica has from its own checkpoint.
+    pub(crate) fn weigh_again(&mut self, place: Place, trained: &[Trained]) {
+        let Some(arbiter) = &mut self.arbiter else { return };
+        for trained in trained {
+            arbiter.credit_again(trained.step, place);
+        }
+    }
+
     /// Returns the first step that is not settled.
     pub(crate) fn settled_steps(&self) -> InnerStep {
         let below = self.leases.settled().watermark();

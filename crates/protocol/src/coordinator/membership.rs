@@ -428,7 +428,7 @@ impl Coordinator {
         let mut trained = Vec::new();
         if matches!(arrival.start, Start::Checkpoint { of, .. } if of == member.place) {
             trained = running.ledger.reopen(member.seat);
-            running.weigh(member.place, &trained);
+            running.weigh_again(member.place, &trained);
             running.ledger_stored = running.ledger.clone();
         }
         running.has_moved(now, peer);

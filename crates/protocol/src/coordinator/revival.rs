@@ -90,7 +90,7 @@ impl Coordinator {
         let roster = Roster::revived(&session.plan, session.seats, now);
         let (plan, start) = (session.plan, session.planned_from);
         let mut running = self.running(now, plan, roster, session.ledger, start);
-        recalled.iter().for_each(|(place, trained)| running.weigh(*place, &[*trained]));
+        recalled.iter().for_each(|(place, trained)| running.weigh_again(*place, &[*trained]));
         running.reserved = (session.reserved, session.reserved);
         running.drain = session.drain;
         running.take_up_leases(now, lease_ahead(&self.spec), start, session.reserved);

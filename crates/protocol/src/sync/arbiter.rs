@@ -173,11 +173,21 @@ impl Arbiter {
     pub fn credit(&mut self, step: InnerStep, place: Place) {
         // What is credited behind its commit has no contribution left to weigh.
         let undecided = |outer: &OuterStep| self.committed.as_ref().is_none_or(|last| *outer > last.outer);
-        // What is done again when all steps are taken is trained in one behind the last, and is part of the last contribution.
-        let outer = self.config.agenda.outer_of(step).unwrap_or_else(|| self.config.agenda.outer_last());
+        let outer = self.outer_of(step);
         if undecided(&outer) {
             self.credit.add(outer, place);
         }
+    }
+
+    /// Counts a microbatch that a place has from its own checkpoint: it comes with its next contribution, whatever was committed
+    /// without it meanwhile.
+    pub fn credit_again(&mut self, step: InnerStep, place: Place) {
+        self.credit.add(self.outer_of(step).max(self.open), place);
+    }
+
+    fn outer_of(&self, step: InnerStep) -> OuterStep {
+        // What is done again when all steps are taken is trained in one behind the last, and is part of the last contribution.
+        self.config.agenda.outer_of(step).unwrap_or_else(|| self.config.agenda.outer_last())
     }
 
     /// Forgets the credit of a place whose holder is lost.

@@ -55,8 +55,7 @@ impl Swarm<'_> {
         let (node, worker) = if index == COORDINATOR {
             (self.coordinator()?, None)
         } else {
-            let held = old.worker.as_ref().and_then(|worker| worker.place).map(|place| place.stage);
-            let (node, worker) = self.worker(index, wish.or(held));
+            let (node, worker) = self.worker(index, wish);
             (node, Some(worker))
         };
         let made = Peer::new(self.peers[index].id, node, worker);
