@@ -178,6 +178,11 @@ impl Agenda {
         borders.find(|at| self.consistent_at(*at)).unwrap_or(InnerStep(last.max(border.0)))
     }
 
+    /// Returns how many inner steps are between two outer steps.
+    pub fn inner_steps(&self) -> u64 {
+        self.inner_steps
+    }
+
     /// Returns the first border at or after a step at which replicas agree: where the run may stop.
     pub fn stop_at_or_after(&self, border: InnerStep) -> InnerStep {
         match self.exchanges {

@@ -8,6 +8,7 @@ mod agreeing;
 mod balance;
 mod durability;
 mod gathering;
+mod holdup;
 mod leaving;
 mod membership;
 mod revival;
@@ -167,6 +168,9 @@ impl Coordinator {
     fn received(&mut self, now: Time, from: PeerId, message: Message, out: &mut Outbox) {
         if let Phase::Running(running) = &mut self.phase {
             running.roster.heard(now, from);
+            if holdup::is_of_work(&message) && running.plan.place_of(from).is_some() {
+                running.worked_at = now;
+            }
         }
         let accepted = match message {
             Message::Join(join) => self.joined(now, from, join, out),
@@ -293,6 +297,8 @@ impl Coordinator {
             rebalancer: Rebalancer::new(self.spec.pipeline.replicas),
             moving: None,
             committed_at: None,
+            held_up_since: None,
+            worked_at: now,
         }
     }
 

@@ -357,7 +357,13 @@ impl Ledger {
 
     /// Returns whether a seat has credit that no commit holds.
     pub fn has_open(&self, seat: SeatId) -> bool {
-        self.pages.iter().any(|page| page.open.values().any(|open| open.seat == seat))
+        self.open_of(seat) > 0
+    }
+
+    /// Returns how many microbatches a seat is credited with that no commit holds.
+    pub fn open_of(&self, seat: SeatId) -> u64 {
+        let open = self.pages.iter().flat_map(|page| page.open.values());
+        open.filter(|open| open.seat == seat).count() as u64
     }
 
     /// Takes back what a seat was credited with in steps that its contribution to a commit of all has not seen: it is not there,

@@ -202,6 +202,11 @@ impl Roster {
         self.suspects.contains(&peer)
     }
 
+    /// Returns whether any member may be gone.
+    pub(crate) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
     /// Lists the members that may be gone.
     pub(crate) fn suspects(&self) -> Vec<PeerId> {
         self.suspects.iter().copied().collect()

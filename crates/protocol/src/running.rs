@@ -85,6 +85,10 @@ pub(crate) struct Running {
     pub(crate) moving: Option<(PeerId, StageId, Time)>,
     /// When the last outer step was committed, and how long it was since the one before.
     pub(crate) committed_at: Option<(Time, Span)>,
+    /// Since when there are suspects that others could do without.
+    pub(crate) held_up_since: Option<Time>,
+    /// When a member spoke of its work last.
+    pub(crate) worked_at: Time,
 }
 
 /// Two replicas of a stage that cannot reach each other.

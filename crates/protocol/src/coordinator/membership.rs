@@ -23,10 +23,6 @@ use alloc::vec::Vec;
 /// silence is then its own.
 const SLEPT: Span = Span::seconds(3);
 
-/// How long two replicas that cannot reach each other may hold an exchange up: their connection may come back, or others may
-/// serve them what they need.
-const APART_WAIT: Span = Span::seconds(10);
-
 /// How long a newcomer may take at least until it is ready: a device compiles its kernels.
 const READY_WAIT: Span = Span::seconds(600);
 
@@ -177,25 +173,8 @@ impl Coordinator {
         for peer in unready {
             self.remove(now, peer, Removal::Unready, out);
         }
+        self.give_up(now, out);
         self.part(now, out);
-    }
-
-    /// Removes a replica that cannot reach another of its stage, where that holds an exchange up: of the two the later one, so
-    /// that all decide alike.
-    fn part(&mut self, now: Time, out: &mut Outbox) {
-        let Phase::Running(running) = &mut self.phase else { return };
-        let Some(arbiter) = &running.arbiter else { return };
-        let due = running.apart.iter().filter(|(stage, apart)| {
-            let both = [apart.earlier, apart.later].iter().all(|peer| !running.roster.is_suspect(*peer));
-            both && now.since(apart.since) >= APART_WAIT && arbiter.round(**stage).is_some()
-        });
-        let due: Vec<(StageId, PeerId)> = due.map(|(stage, apart)| (*stage, apart.later)).collect();
-        for (stage, _) in &due {
-            running.apart.remove(stage);
-        }
-        for (_, later) in due {
-            self.remove(now, later, Removal::Disconnected, out);
-        }
     }
 
     /// Takes a member's place away, and has others do what it had not handed in.

@@ -5,6 +5,7 @@ mod churn;
 mod court;
 mod desk;
 mod found;
+mod holdup;
 mod hostile;
 mod member;
 mod nonsense;
