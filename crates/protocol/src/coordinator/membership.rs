@@ -303,14 +303,13 @@ impl Coordinator {
         let roster = &running.roster;
         let vacant = roster::vacancies(&running.plan, stages, replicas);
         let loads = running.loads_at_work(stages);
-        roster.waiting().iter().find_map(|waiting| {
+        let of = |waiting: &Waiting, stages: &dyn Fn(StageId) -> bool| {
             let peer = waiting.candidate.peer;
-            let wish = running.wish(peer, waiting.candidate.stage);
             let fits = |place: &&Place| {
-                wish.is_none_or(|stage| stage == place.stage)
-                    && self.start_under_way(running, place.stage, waiting).is_some()
+                stages(place.stage) && self.start_under_way(running, place.stage, waiting).is_some()
             };
             let open: Vec<Place> = vacant.iter().filter(fits).copied().collect();
+            let wish = running.wish(peer, waiting.candidate.stage);
             let place = vacancy(&open, &loads, wish)?;
             let start = self.start_under_way(running, place.stage, waiting)?;
             // Who has a place's checkpoint takes that place, with what had not been handed in.
@@ -319,7 +318,18 @@ impl Coordinator {
                 Start::Fresh | Start::Replicas { .. } => None,
             };
             Some((peer, own.unwrap_or(place), start))
-        })
+        };
+        let as_wished = roster.waiting().iter().find_map(|waiting| {
+            let wish = running.wish(waiting.candidate.peer, waiting.candidate.stage);
+            of(waiting, &|stage| wish.is_none_or(|wish| wish == stage))
+        });
+        // A wish yields to a stage that stands still, but for who may not have the text that the ends of the pipeline read.
+        let reads = |stage: StageId| stage == StageId(0) || stage.0 + 1 == stages;
+        let yields = |waiting: &Waiting, stage| {
+            roster.is_stalled(stage) && (!reads(stage) || waiting.candidate.stage.is_some_and(reads))
+        };
+        let stalled = |waiting: &Waiting| of(waiting, &|stage| yields(waiting, stage));
+        as_wished.or_else(|| roster.waiting().iter().find_map(stalled))
     }
 
     /// Says what a newcomer would start from in a stage, if it can.

@@ -386,6 +386,17 @@ fn a_stage_that_died_out_before_any_checkpoint_begins_again() {
 }
 
 #[test]
+fn a_wish_yields_to_a_stage_that_stands_still() {
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    run_to_forward(&mut swarm, 2, 2);
+    swarm.kill(2);
+    swarm.join(4, Some(StageId(0)), Vec::new());
+    swarm.run_for(PATIENCE);
+    check_ended_well(&swarm, "another stage was wished for");
+    assert_eq!(seated(&swarm), [(place_at(1, 0), InnerStep(0))]);
+}
+
+#[test]
 fn a_member_lost_before_the_run_begins_is_replaced_before_it_begins() {
     let mut swarm = Swarm::new(spec(Schedule::Flush), None);
     swarm.run_until(0, |event| matches!(event, Event::Planned { .. }));
