@@ -167,10 +167,7 @@ impl Coordinator {
 
     fn received(&mut self, now: Time, from: PeerId, message: Message, out: &mut Outbox) {
         if let Phase::Running(running) = &mut self.phase {
-            running.roster.heard(now, from);
-            if holdup::is_of_work(&message) && running.plan.place_of(from).is_some() {
-                running.worked_at = now;
-            }
+            running.hears(now, from, &message);
         }
         let accepted = match message {
             Message::Join(join) => self.joined(now, from, join, out),

@@ -61,6 +61,14 @@ impl Coordinator {
 }
 
 impl Running {
+    /// Hears a message, which may be one of work.
+    pub(crate) fn hears(&mut self, now: Time, from: PeerId, message: &Message) {
+        self.roster.heard(now, from);
+        if is_of_work(message) && self.plan.place_of(from).is_some() {
+            self.worked_at = now;
+        }
+    }
+
     /// Lists the suspects, if they are few, and the others of their stages can do without them.
     fn dispensable(&self) -> Vec<Member> {
         if self.agenda.exchanges() != Exchanges::PseudoGradients || !self.roster.has_suspects() {
@@ -87,7 +95,7 @@ impl Running {
 }
 
 /// Returns whether a message says that its sender has come on with work or with the exchange, and not only that it is there.
-pub(super) fn is_of_work(message: &Message) -> bool {
+fn is_of_work(message: &Message) -> bool {
     match message {
         Message::Sync(say) => matches!(say, Say::Claim { .. } | Say::Vote { .. }),
         other => matches!(
