@@ -209,7 +209,7 @@ impl Seat {
 
     /// Notes that the coordinator hears that the stage is held; gives what it is told.
     pub(crate) fn say_ready(&mut self) -> (PlanNumber, Option<OuterStep>) {
-        self.standing = if self.traffic.is_open() { Standing::Working } else { Standing::Ready };
+        self.standing = if self.traffic.pipeline().is_some() { Standing::Working } else { Standing::Ready };
         (self.placed_by, self.holds)
     }
 

@@ -127,10 +127,6 @@ impl Traffic {
         self.pipeline = Some(pipeline);
     }
 
-    pub(crate) fn is_open(&self) -> bool {
-        self.pipeline.is_some()
-    }
-
     pub(crate) fn kept_bytes(&self) -> usize {
         self.pipeline.as_ref().map_or(0, Pipeline::kept_bytes)
     }
@@ -199,15 +195,16 @@ impl Traffic {
         needs: &Needs,
         out: &mut Outbox,
     ) {
-        let coordinator = who.coordinator;
-        let Some(pipeline) = self.pipeline.as_mut().filter(|_| self.place.stage == StageId(0)) else {
-            return out.refuse(coordinator, Refusal::NotYours { peer: coordinator });
-        };
+        let from = who.coordinator;
+        if self.place.stage != StageId(0) {
+            return out.refuse(from, Refusal::NotYours { peer: from });
+        }
         for &microbatch in microbatches {
-            match pipeline.offer(microbatch, attempt, needs.clone(), Asker::Lease, None) {
+            let entered = self.pipeline.as_mut().ok_or(Refusal::Busy { microbatch });
+            match entered.and_then(|at| at.offer(microbatch, attempt, needs.clone(), Asker::Lease, None)) {
                 Ok(Offered::Queued | Offered::Merged) => {}
-                Ok(Offered::Duplicate) => out.record(Event::Duplicate { microbatch, from: coordinator }),
-                Err(refusal) => out.refuse(coordinator, refusal),
+                Ok(Offered::Duplicate) => out.record(Event::Duplicate { microbatch, from }),
+                Err(refusal) => out.refuse(from, refusal),
             }
         }
         self.say_displaced(who, out);
