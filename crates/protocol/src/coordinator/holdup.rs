@@ -96,15 +96,15 @@ impl Running {
 
 /// Returns whether a message says that its sender has come on with work or with the exchange, and not only that it is there.
 fn is_of_work(message: &Message) -> bool {
-    match message {
-        Message::Sync(say) => matches!(say, Say::Claim { .. } | Say::Vote { .. }),
-        other => matches!(
-            other,
-            Message::Loss { .. }
-                | Message::Settled { .. }
-                | Message::Receipts(_)
-                | Message::Stepped(_)
-                | Message::Checkpointed { .. }
-        ),
+    if let Message::Sync(say) = message {
+        return matches!(say, Say::Claim { .. } | Say::Vote { .. });
     }
+    matches!(
+        message,
+        Message::Loss { .. }
+            | Message::Settled { .. }
+            | Message::Receipts(_)
+            | Message::Stepped(_)
+            | Message::Checkpointed { .. }
+    )
 }
