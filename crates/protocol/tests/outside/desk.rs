@@ -6,7 +6,7 @@ use bytes::Bytes;
 use trestle_protocol::ids::{
     Attempt, InnerStep, MicrobatchId, PeerId, PlanNumber, ReplicaId, SeatId, StageId, WeightVersion,
 };
-use trestle_protocol::message::{Join, Message, Start, Tensor};
+use trestle_protocol::message::{Join, Message, Refusal, Start, Tensor};
 use trestle_protocol::node::Node;
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::port::{Action, Input, Output, Took};
@@ -52,6 +52,10 @@ struct Desk {
 impl Desk {
     /// Opens with the place taken.
     fn open() -> Self {
+        Self::placed(plan())
+    }
+
+    fn placed(plan: Plan) -> Self {
         let spec = replicated(2, Schedule::Async { staleness_max: 1 }, SyncSpec::mean(2));
         let boundary = Bytes::from(vec![7; spec.boundary_bytes()]);
         let (address, device) = (Bytes::new(), "none".into());
@@ -65,7 +69,7 @@ impl Desk {
             join,
         });
         let (said, backwards) = (Vec::new(), Vec::new());
-        let mut desk = Self { node, now: Time(0), plan: plan(), boundary, said, backwards };
+        let mut desk = Self { node, now: Time(0), plan, boundary, said, backwards };
         desk.take(Input::Connected { peer: peer(0) });
         let (plan, start, frontier) = (desk.plan.clone(), Start::Fresh, Frontier::default());
         desk.hear(0, Message::Placed { plan, start, frontier });
@@ -212,4 +216,17 @@ fn what_was_sent_to_one_that_is_gone_goes_to_the_other_as_it_was() {
         desk.gradient(other, microbatch, seat(other));
         assert_eq!(desk.receipts()[0].seat, seat(other));
     }
+}
+
+/// The word by which it enters may be behind the lease: nobody would say that again before it expires.
+#[test]
+fn who_is_leased_work_before_it_enters_asks_to_be_told_again() {
+    let mut plan = plan();
+    plan.members[ME - 1].enters = InnerStep(u64::MAX);
+    let mut desk = Desk::placed(plan);
+    let microbatch = MicrobatchId::train(0);
+    let (microbatches, attempt, needs) = (vec![microbatch], Attempt(0), Needs::All);
+    desk.said.clear();
+    desk.hear(0, Message::Lease { microbatches, attempt, needs, expires_in: Span::seconds(60) });
+    assert_eq!(desk.said, [(peer(0), Message::Refused(Refusal::Busy { microbatch }))]);
 }
