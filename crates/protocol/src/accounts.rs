@@ -23,7 +23,7 @@ pub struct Account {
 pub struct Sums {
     /// Credited: part of the stage's weights, or of a replica's that will hand it in.
     pub trained: u64,
-    /// Done although it was credited to another already, as in a race for late work.
+    /// Done although another is credited with it, or will be: in a race for late work, or in a place that was lost meanwhile.
     pub duplicate: u64,
     /// Credited once, and lost with the peer before it was part of the stage's weights: others do it again.
     pub lost: u64,

@@ -176,7 +176,9 @@ impl Coordinator {
             Message::Beat => self.beaten(from, out),
             Message::Leaving { notice } => self.leaving(now, from, notice, out),
             Message::Loss { microbatch, loss, .. } => self.loss(now, from, microbatch, loss, out),
-            Message::Settled { microbatch, trained, .. } => self.settled(now, from, microbatch, trained, out),
+            Message::Settled { microbatch, seat, trained, .. } => {
+                self.settled(now, from, microbatch, (seat, trained), out)
+            }
             Message::Receipts(receipts) => self.receipts(from, &receipts),
             Message::Stepped(report) => self.stepped(from, report),
             Message::Checkpointed { step, digest, took } => {

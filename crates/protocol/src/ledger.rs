@@ -8,7 +8,8 @@ use crate::accounts::Accounts;
 use crate::ids::{Digest, InnerStep, PeerId, ReplicaId, SeatId, StageId};
 use crate::index_set::IndexSet;
 use crate::ledger::first::First;
-use crate::ledger::own::Own;
+use crate::ledger::page::{Open, Page};
+use crate::ledger::twice::Twice;
 use crate::plan::{Member, Place, Plan};
 use crate::receipt::{Receipt, ReceiptError};
 use crate::work::{Needs, Trained};
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 mod first;
 mod own;
+mod page;
+mod twice;
 
 /// When credit cannot be lost with a peer any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,30 +29,6 @@ pub enum Finality {
     Commits,
     /// At once: what a stage's only replica has, the stage has.
     AtOnce,
-}
-
-/// A credit that no commit holds yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Open {
-    seat: SeatId,
-    step: InnerStep,
-}
-
-/// A stage's page.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Page {
-    /// Part of the stage's weights.
-    held: IndexSet,
-    /// The part of `held` that the stage's durable checkpoint has.
-    durable: IndexSet,
-    /// The rest of it: whose, and in which of their steps.
-    since: BTreeMap<u64, (SeatId, InnerStep)>,
-    /// What the durable checkpoint of a single replica has beyond that: it had trained it and not handed it in.
-    own: Own,
-    /// What seats have of it that were taken from such a checkpoint; of the rest of `open` members keep receipts.
-    reopened: BTreeMap<u64, Open>,
-    #[serde(skip)]
-    open: BTreeMap<u64, Open>,
 }
 
 /// A seat as far as credit is concerned.
@@ -61,6 +40,10 @@ struct Seat {
     /// What it trained in steps below this one is committed.
     committed_below: InnerStep,
 }
+
+/// A seat that was never given to that peer at that stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeverSeated;
 
 /// The credits of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +59,7 @@ pub struct Ledger {
     /// What was lost once, so that its later credit counts as redone.
     lost: BTreeSet<(StageId, u64)>,
     accounts: Accounts,
+    twice: Twice,
     #[serde(skip)]
     first: First,
 }
@@ -96,14 +80,7 @@ impl Ledger {
             (first..end).filter(|index| !lacks(index)).for_each(|index| {
                 held.insert(index);
             });
-            Page {
-                durable: held.clone(),
-                held,
-                since: BTreeMap::new(),
-                own: Own::default(),
-                reopened: BTreeMap::new(),
-                open: BTreeMap::new(),
-            }
+            Page::new(held)
         };
         let mut redo: BTreeMap<u64, BTreeSet<StageId>> = BTreeMap::new();
         for (stage, index) in holes {
@@ -118,6 +95,7 @@ impl Ledger {
             saved: (InnerStep(0), BTreeSet::new()),
             lost: holes.iter().copied().collect(),
             accounts: Accounts::default(),
+            twice: Twice::default(),
             first: First::default(),
         }
     }
@@ -142,7 +120,9 @@ impl Ledger {
             self.lose_stage(stage);
         }
         self.seats.clear();
+        self.pages.iter_mut().for_each(|page| page.before.clear());
         self.first = First::default();
+        self.twice.clear();
         // What lies behind the checkpoint is handed out anew in any case.
         self.redo.clear();
         for (stage, index) in self.durable_holes(end) {
@@ -206,17 +186,13 @@ impl Ledger {
         if statement.microbatches.iter().any(|trained| trained.index >= leased_below) {
             return Err(ReceiptError::NeverLeased);
         }
-        match plan.member(statement.worker) {
-            Some(member) if member.place.stage != stage => return Err(ReceiptError::NotHolder),
-            Some(member) if member.seat == statement.seat => {}
-            Some(_) | None => {
-                let seat = self.seats.get(&statement.seat).map(|seat| (seat.peer, seat.stage));
-                return Err(if seat == Some((statement.worker, stage)) {
-                    ReceiptError::OldSeat
-                } else {
-                    ReceiptError::NotHolder
-                });
-            }
+        let holds = |member: &Member| member.seat == statement.seat && member.place.stage == stage;
+        if !plan.member(statement.worker).is_some_and(holds) {
+            let indices = statement.microbatches.iter().map(|trained| trained.index);
+            return Err(match self.came_late(stage, statement.worker, statement.seat, indices) {
+                Ok(()) => ReceiptError::OldSeat,
+                Err(NeverSeated) => ReceiptError::NotHolder,
+            });
         }
         let seat = statement.seat;
         if stage == StageId(0) {
@@ -245,7 +221,7 @@ impl Ledger {
             return self.add(StageId(0), seat, trained).then_some(trained);
         }
         if self.is_credited(StageId(0), index) {
-            self.returned_twice(seat, index);
+            self.done_twice(StageId(0), seat, index);
         } else {
             self.first.returned(seat, trained);
         }
@@ -258,14 +234,33 @@ impl Ledger {
         self.seats.get(&seat).map(|Seat { peer, .. }| (*peer, seat))
     }
 
-    /// Counts, once, what came back to a seat of the first stage although another was credited for it.
-    fn returned_twice(&mut self, seat: SeatId, index: u64) {
-        let Some(page) = self.pages.first() else { return };
-        let by = page.open.get(&index).map(|open| open.seat).or(page.since.get(&index).map(|(by, _)| *by));
+    /// Counts what a peer did in a seat that it has lost since: others do it in its place.
+    ///
+    /// # Errors
+    /// It never had that seat.
+    pub fn came_late(
+        &mut self,
+        stage: StageId,
+        worker: PeerId,
+        seat: SeatId,
+        indices: impl Iterator<Item = u64>,
+    ) -> Result<(), NeverSeated> {
+        let had = self.seats.get(&seat).is_some_and(|had| had.peer == worker && had.stage == stage);
+        if !had {
+            return Err(NeverSeated);
+        }
+        indices.for_each(|index| self.done_twice(stage, seat, index));
+        Ok(())
+    }
+
+    /// Counts, once, what a seat did although another is credited with it, or will be.
+    fn done_twice(&mut self, stage: StageId, seat: SeatId, index: u64) {
+        let Some(page) = self.pages.get(usize::from(stage.0)) else { return };
         let peer = self.seats.get(&seat).map(|seat| seat.peer);
-        if let Some(peer) = peer.filter(|_| by.is_some_and(|by| by != seat) && self.first.twice(index, seat))
+        if let Some(peer) = peer.filter(|_| page.whose(index) != Some(seat))
+            && self.twice.count(seat, index)
         {
-            self.accounts.of(StageId(0), peer).duplicate += 1;
+            self.accounts.of(stage, peer).duplicate += 1;
         }
     }
 
@@ -274,12 +269,8 @@ impl Ledger {
         let Trained { index, step } = trained;
         let Some(at) = self.seats.get(&seat).copied() else { return false };
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return false };
-        let known = page.open.get(&index).map(|open| open.seat).or(page.since.get(&index).map(|(by, _)| *by));
-        if known == Some(seat) {
-            return false;
-        }
-        if known.is_some() || page.held.contains(index) {
-            self.accounts.of(stage, at.peer).duplicate += 1;
+        if page.has(index) {
+            self.done_twice(stage, seat, index);
             return false;
         }
         let committed = step < at.committed_below || self.finality == Finality::AtOnce;
@@ -289,6 +280,7 @@ impl Ledger {
             (true, true) => {
                 page.held.insert(index);
                 page.durable.insert(index);
+                page.before.insert(index, seat);
             }
             (true, false) => {
                 page.held.insert(index);
@@ -307,7 +299,7 @@ impl Ledger {
         self.forget_redo(stage, index);
         if stage == StageId(0) {
             for other in self.first.credited(index) {
-                self.returned_twice(other, index);
+                self.done_twice(StageId(0), other, index);
             }
         }
         true
@@ -351,6 +343,7 @@ impl Ledger {
         let lost: Vec<Trained> = lost.map(|(index, open)| Trained { index, step: open.step }).collect();
         page.own.lost(replica, &lost);
         let lost: Vec<u64> = lost.iter().map(|trained| trained.index).collect();
+        lost.iter().for_each(|index| _ = self.twice.count(seat, *index));
         self.take_back(stage, peer, &lost);
         lost.len() as u64
     }
@@ -385,6 +378,7 @@ impl Ledger {
         let since = core::mem::take(&mut page.since);
         let mut by_peer: BTreeMap<PeerId, Vec<u64>> = BTreeMap::new();
         for (index, (seat, _)) in since {
+            self.twice.count(seat, index);
             if let Some(seat) = self.seats.get(&seat) {
                 by_peer.entry(seat.peer).or_default().push(index);
             }
@@ -413,9 +407,7 @@ impl Ledger {
         let whose = seats.iter().filter(|(_, seat)| saved(of(seat))).map(|(id, _)| *id);
         self.saved = (border, whose.collect());
         for (stage, page) in (0..).map(StageId).zip(&mut self.pages) {
-            for (index, _) in page.since.extract_if(.., |_, (_, step)| *step < border) {
-                page.durable.insert(index);
-            }
+            page.durable_below(border);
             let open = page.open.iter().filter_map(|(index, open)| {
                 let Seat { replica, .. } = *seats.get(&open.seat)?;
                 Some((replica, Trained { index: *index, step: open.step }))
@@ -432,7 +424,7 @@ impl Ledger {
             return Vec::new();
         };
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return Vec::new() };
-        let lacks = |index: u64| !page.held.contains(index) && !page.open.contains_key(&index);
+        let lacks = |index: u64| !page.has(index);
         let own = page.own.of(replica);
         let (own, again): (Vec<Trained>, Vec<Trained>) = own.partition(|trained| lacks(trained.index));
         // Others have done it again meanwhile, and it is there twice.
@@ -524,8 +516,7 @@ impl Ledger {
 
     /// Returns whether a microbatch is credited at a stage, by a commit or on the way to one.
     pub fn is_credited(&self, stage: StageId, index: u64) -> bool {
-        let page = self.pages.get(usize::from(stage.0));
-        page.is_some_and(|page| page.held.contains(index) || page.open.contains_key(&index))
+        self.pages.get(usize::from(stage.0)).is_some_and(|page| page.has(index))
     }
 
     /// Returns whether credit may still be on its way for a stage's work below an index: `comes` says what is on its first way

@@ -127,6 +127,8 @@ pub enum Message {
         microbatch: MicrobatchId,
         /// The try.
         attempt: Attempt,
+        /// As which taking of its place the sender did it.
+        seat: SeatId,
         /// The optimizer step whose sum has it, if the first stage trained it.
         trained: Option<InnerStep>,
     },

@@ -290,6 +290,11 @@ impl Pipeline {
         }
     }
 
+    /// Hears that one who was asked for a microbatch has lost its seat, and answers; returns whether it owed that.
+    pub fn excuse(&mut self, index: u64, by: PeerId) -> bool {
+        self.kept.get_mut(&index).is_some_and(|kept| kept.excuse(by))
+    }
+
     /// Hears that a microbatch that falls to this replica does not come here.
     pub fn diverted(&mut self, microbatch: MicrobatchId) {
         let Some(order) = self.agenda.order(microbatch) else { return };
@@ -555,6 +560,7 @@ impl Pipeline {
             needs: kept.needs,
             trained: self.trained.get(&index).copied(),
             answer: kept.answer,
+            asked: kept.asked,
             staleness: self.version.saturating_sub(kept.version.0),
         }
     }

@@ -6,6 +6,7 @@
 mod identity;
 pub mod links;
 mod placing;
+mod received;
 mod seat;
 mod tensors;
 mod words;

@@ -2,9 +2,9 @@
 //!
 //! Owns the checks of those words. Knows nothing of who takes part or of outer steps.
 
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, Phase};
 use crate::event::Event;
-use crate::ids::{InnerStep, MicrobatchId, PeerId, Split, StageId};
+use crate::ids::{InnerStep, MicrobatchId, PeerId, SeatId, Split, StageId};
 use crate::lease::Unsettled;
 use crate::message::{Outcome, Refusal, StepReport};
 use crate::port::Outbox;
@@ -55,9 +55,11 @@ impl Coordinator {
         now: Time,
         from: PeerId,
         microbatch: MicrobatchId,
-        trained: Option<InnerStep>,
+        (seat, trained): (SeatId, Option<InnerStep>),
         out: &mut Outbox,
     ) -> Result<(), Refusal> {
+        let work = trained.map(|step| Trained { index: microbatch.index, step });
+        self.settled_late(from, microbatch, seat, work);
         let (running, place) = self.running_for(from, Some(StageId(0)))?;
         if microbatch.split == Split::HeldOut {
             return Err(Refusal::NotYours { peer: from });
@@ -70,12 +72,23 @@ impl Coordinator {
             Err(Unsettled::Duplicate) => out.record(Event::Duplicate { microbatch, from }),
             Err(Unsettled::NotLeased) => return Err(Refusal::NotDue { microbatch }),
         }
-        let seat = running.plan.member(from).map(|member| member.seat);
-        if let (Some(seat), Some(step)) = (seat, trained) {
-            let new = running.ledger.returned(seat, Trained { index: microbatch.index, step });
+        let holds = running.plan.member(from).is_some_and(|member| member.seat == seat);
+        if let Some(work) = work.filter(|_| holds) {
+            let new = running.ledger.returned(seat, work);
             running.weigh(place, new.as_slice());
         }
         Ok(())
+    }
+
+    /// Counts what came back at the first stage to a peer that has lost its seat there.
+    fn settled_late(&mut self, from: PeerId, microbatch: MicrobatchId, seat: SeatId, work: Option<Trained>) {
+        let (Phase::Running(running), Some(Trained { index, .. })) = (&mut self.phase, work) else { return };
+        let holds = running.plan.member(from).is_some_and(|member| member.seat == seat);
+        let leased = microbatch.split == Split::Train && index < running.leases.leased_below();
+        if leased && !holds {
+            // Who never had that seat is refused like any stranger.
+            _ = running.ledger.came_late(StageId(0), from, seat, core::iter::once(index));
+        }
     }
 
     pub(super) fn receipts(&mut self, from: PeerId, receipts: &[Receipt]) -> Result<(), Refusal> {

@@ -13,8 +13,6 @@ use core::ops::RangeInclusive;
 pub(super) struct First {
     attested: BTreeSet<(u64, SeatId)>,
     returned: BTreeMap<(u64, SeatId), InnerStep>,
-    /// What came back although another seat was credited for it.
-    twice: BTreeSet<(u64, SeatId)>,
 }
 
 impl First {
@@ -41,11 +39,6 @@ impl First {
     /// Returns the latest seat to which a microbatch came back.
     pub(super) fn returned_to(&self, index: u64) -> Option<SeatId> {
         self.returned.range(of(index)).next_back().map(|((_, seat), _)| *seat)
-    }
-
-    /// Notes that a microbatch came back to one seat too many; returns whether that is new.
-    pub(super) fn twice(&mut self, index: u64, seat: SeatId) -> bool {
-        self.twice.insert((index, seat))
     }
 
     /// Forgets what was still to be heard of a microbatch, and gives the seats to which it came back.

@@ -135,6 +135,41 @@ fn the_fence_keeps_out_receipts_of_a_seat_that_was_lost() {
         "another seat of the same peer"
     );
     assert_eq!(ledger.credited(), [0, 0, 0]);
+    assert_eq!(ledger.duplicates(), 1, "it is counted once");
+}
+
+#[test]
+fn what_is_said_again_of_a_seat_that_was_lost_is_counted_once() {
+    let mut ledger = ledger(Finality::Commits);
+    let mut later = plan();
+    later.members.retain(|member| member.peer != id(2));
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1)])).unwrap();
+    ledger.committed(&[(SeatId(2), InnerStep(1))]);
+    ledger.lose(SeatId(2));
+    ledger.durable(InnerStep(1), |_| true);
+    let again = receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 1)]);
+    for _ in 0..2 {
+        assert_eq!(ledger.credit(&again, &later, ALL), Err(ReceiptError::OldSeat));
+        let sums = *ledger.accounts.of(StageId(1), id(2));
+        let counted = (sums.trained, sums.lost, sums.duplicate);
+        assert_eq!(counted, (1, 1, 1), "0 is credited to it, 1 counts as lost");
+    }
+}
+
+#[test]
+fn receipts_that_are_repeated_after_a_checkpoint_count_for_nothing() {
+    let mut ledger = ledger(Finality::Commits);
+    let said = || receipt(1, 2, 0, &[(0, 0)]);
+    credit(&mut ledger, said()).unwrap();
+    ledger.committed(&[(SeatId(2), InnerStep(1))]);
+    ledger.durable(InnerStep(1), |_| true);
+    let mut read: Ledger = postcard::from_bytes(&postcard::to_allocvec(&ledger.stored()).unwrap()).unwrap();
+    assert_eq!(credit(&mut read, said()), Ok(vec![]));
+    assert_eq!(read.duplicates(), 0, "it is the same work");
+    for _ in 0..2 {
+        assert_eq!(credit(&mut read, receipt(1, 3, 0, &[(0, 0)])), Ok(vec![]));
+        assert_eq!(read.duplicates(), 1, "the other replica did it too, and that is said once or more");
+    }
 }
 
 #[test]

@@ -103,6 +103,11 @@ impl Kept {
         self.asked.contains(&peer)
     }
 
+    /// Lets a peer owe its answer no longer; returns whether it did.
+    pub(crate) fn excuse(&mut self, peer: PeerId) -> bool {
+        self.asked.extract_if(.., |asked| *asked == peer).count() > 0
+    }
+
     /// Returns who is waited for, and since when.
     pub(crate) fn waits_for(&self) -> Option<(PeerId, Time)> {
         self.sent_to.last().copied()
@@ -147,6 +152,8 @@ pub struct Returned {
     pub trained: Option<InnerStep>,
     /// Whose gradient was used.
     pub answer: Option<Answer>,
+    /// All of the next stage who were asked for it.
+    pub asked: Vec<PeerId>,
     /// Versions between its forward and its backward.
     pub staleness: u64,
 }

@@ -11,15 +11,15 @@ use crate::pipeline::kept::{Answer, Asker, Sent};
 use crate::pipeline::{Offered, Pipeline};
 use crate::plan::{Member, Place, Plan};
 use crate::port::{Outbox, Output};
-use crate::receipt::{RECEIPT_MICROBATCHES_MAX, Receipt, Statement};
 use crate::route;
 use crate::router::Router;
 use crate::router::pace::Weight;
 use crate::time::{Span, Time};
 use crate::work::{Frontier, Needs, Trained};
 use crate::worker::identity::Identity;
+use crate::worker::received::Received;
 use crate::worker::words::Words;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
@@ -32,9 +32,6 @@ const ANSWER_FACTOR: u64 = 4;
 
 /// Added always: what is late is done twice, which costs more than this wait.
 const ANSWER_SLACK: Span = Span::seconds(5);
-
-/// Former members whose late results are told from what strangers send.
-const FORMER_MAX: usize = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
@@ -66,8 +63,6 @@ pub(crate) struct Traffic {
     pipeline: Option<Pipeline>,
     disturbed_below: InnerStep,
     suspects: BTreeSet<PeerId>,
-    /// Peers that were members once.
-    former: BTreeSet<PeerId>,
     unusable: BTreeSet<PeerId>,
     /// Peers whose connection broke since something was sent to them.
     broken: BTreeSet<PeerId>,
@@ -78,8 +73,7 @@ pub(crate) struct Traffic {
     /// Whose turn it is among the replicas of the next stage, where one does what falls to another.
     router: Router,
     words: Words,
-    /// Work received from others and not yet receipted.
-    received: BTreeMap<(StageId, PeerId, SeatId), Vec<Trained>>,
+    received: Received,
 }
 
 impl Traffic {
@@ -96,13 +90,12 @@ impl Traffic {
             pipeline: None,
             disturbed_below: InnerStep(0),
             suspects: BTreeSet::new(),
-            former: BTreeSet::new(),
             unusable: BTreeSet::new(),
             broken: BTreeSet::new(),
             won_back: BTreeSet::new(),
             answer_longest: None,
             words: Words::default(),
-            received: BTreeMap::new(),
+            received: Received::default(),
         }
     }
 
@@ -161,9 +154,6 @@ impl Traffic {
     /// Takes a later plan; what waits here and falls to others from now on goes back to who asked for it.
     pub(crate) fn enrol(&mut self, who: &Identity, plan: Plan, disturbed_below: InnerStep, out: &mut Outbox) {
         let until = plan.member(who.me).and_then(|member| member.until);
-        let gone =
-            self.plan.members.iter().map(|member| member.peer).filter(|peer| plan.place_of(*peer).is_none());
-        self.former.extend(gone.take(FORMER_MAX.saturating_sub(self.former.len())));
         self.plan = plan;
         let plan = &self.plan;
         self.suspects.retain(|peer| plan.place_of(*peer).is_some());
@@ -244,15 +234,15 @@ impl Traffic {
     ) -> Result<(), Refusal> {
         let Tensor { microbatch, trained, seat, .. } = tensor;
         if let Err(refusal) = self.check(who, from, &tensor, Direction::Backward) {
-            if matches!(refusal, Refusal::NotMember { .. }) && self.former.contains(&from) {
-                // A peer that was taken for lost has done what others did in its place.
+            // A peer that was taken for lost has done what others do in its place.
+            if matches!(refusal, Refusal::NotMember { .. }) && self.came_late(from, &tensor) {
                 out.record(Event::Duplicate { microbatch, from });
             }
             return Err(refusal);
         }
         let pipeline = self.pipeline.as_mut().ok_or(Refusal::NotOwed { microbatch })?;
         let waited = pipeline.waited_for(microbatch.index, from).map(|since| now.since(since));
-        match pipeline.offer_gradient(microbatch, Answer { from, seat, trained }, tensor.payload)? {
+        match pipeline.offer_gradient(microbatch, Answer { from, seat, trained }, tensor.payload.clone())? {
             Offered::Queued => {
                 let owed = pipeline.unanswered().filter(|(_, kept)| kept.was_sent_to(from)).count();
                 let free = (who.spec.pipeline.in_flight_max as usize).saturating_sub(owed) as u32;
@@ -262,9 +252,23 @@ impl Traffic {
                 let longest = self.answer_longest.unwrap_or_default();
                 self.answer_longest = waited.map(|waited| waited.max(longest)).or(self.answer_longest);
             }
-            Offered::Duplicate | Offered::Merged => out.record(Event::Duplicate { microbatch, from }),
+            Offered::Duplicate | Offered::Merged => {
+                self.came_late(from, &tensor);
+                out.record(Event::Duplicate { microbatch, from });
+            }
         }
         Ok(())
+    }
+
+    /// Takes an answer that is not used, to be receipted; returns whether its sender was asked for it and owed it still.
+    fn came_late(&mut self, from: PeerId, tensor: &Tensor) -> bool {
+        let index = tensor.microbatch.index;
+        let excused = self.pipeline.as_mut().is_some_and(|pipeline| pipeline.excuse(index, from));
+        let owed = self.received.owed(index, from) || excused;
+        if let Some(step) = tensor.trained.filter(|_| owed) {
+            self.received.late(self.next(), (from, tensor.seat), Trained { index, step });
+        }
+        owed
     }
 
     pub(crate) fn diverted(&mut self, from: PeerId, microbatch: MicrobatchId) -> Result<(), Refusal> {
@@ -504,6 +508,9 @@ impl Traffic {
         let version = pipeline.version();
         let returned = pipeline.backwarded(microbatch);
         let (index, stage) = (microbatch.index, self.place.stage);
+        if let Some(answer) = returned.answer {
+            self.received.answered(index, &returned.asked, answer.from);
+        }
         if let Some(Answer { from, seat, trained: Some(step) }) = returned.answer {
             self.receive(StageId(stage.0 + 1), (from, seat), Trained { index, step });
         }
@@ -513,7 +520,8 @@ impl Traffic {
                 (Asker::Lease, _) => {
                     let attempt = returned.attempt;
                     self.words.settled(microbatch, attempt, trained);
-                    out.send(who.coordinator, Message::Settled { microbatch, attempt, trained });
+                    let seat = self.seat;
+                    out.send(who.coordinator, Message::Settled { microbatch, attempt, seat, trained });
                 }
                 (Asker::Peer(previous), Some(payload)) => {
                     assert_eq!(
@@ -551,20 +559,12 @@ impl Traffic {
         if self.plan.place_of(from).is_none() {
             return;
         }
-        self.received.entry((stage, from, seat)).or_default().push(trained);
+        self.received.use_of(stage, (from, seat), trained);
     }
 
     /// Signs for what was received since it was last said.
     pub(crate) fn say_receipts(&mut self, who: &Identity, out: &mut Outbox) {
-        let received = core::mem::take(&mut self.received);
-        let mut receipts = Vec::new();
-        for ((stage, worker, seat), work) in received {
-            for work in work.chunks(RECEIPT_MICROBATCHES_MAX) {
-                let microbatches = work.to_vec();
-                let statement = Statement { run: who.run, stage, worker, seat, by: who.me, microbatches };
-                receipts.push(Receipt::sign(statement, &who.key));
-            }
-        }
+        let receipts = self.received.sign(who);
         if !receipts.is_empty() {
             self.words.receipts(&receipts);
             out.send(who.coordinator, Message::Receipts(receipts));
@@ -592,6 +592,6 @@ impl Traffic {
     }
 
     pub(crate) fn repeat(&mut self, who: &Identity, out: &mut Outbox) {
-        self.words.repeat(who.coordinator, out);
+        self.words.repeat(who.coordinator, self.seat, out);
     }
 }

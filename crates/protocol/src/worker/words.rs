@@ -2,7 +2,7 @@
 //!
 //! Owns those words and their end. Knows nothing of what they mean to the coordinator.
 
-use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId};
+use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, PeerId, SeatId};
 use crate::message::{Message, StepReport};
 use crate::port::Outbox;
 use crate::receipt::Receipt;
@@ -70,14 +70,14 @@ impl Words {
         }
     }
 
-    /// Says all of it again.
-    pub(super) fn repeat(&self, to: PeerId, out: &mut Outbox) {
+    /// Says all of it again, as who has that seat.
+    pub(super) fn repeat(&self, to: PeerId, seat: SeatId, out: &mut Outbox) {
         for page in self.before.iter().map(|(_, page)| page).chain([&self.present]) {
             for (&microbatch, &(attempt, loss)) in &page.losses {
                 out.send(to, Message::Loss { microbatch, attempt, loss });
             }
             for (&microbatch, &(attempt, trained)) in &page.settled {
-                out.send(to, Message::Settled { microbatch, attempt, trained });
+                out.send(to, Message::Settled { microbatch, attempt, seat, trained });
             }
             for receipt in &page.receipts {
                 out.send(to, Message::Receipts(alloc::vec![receipt.clone()]));
@@ -98,7 +98,7 @@ mod tests {
 
     fn said(words: &Words) -> usize {
         let mut out = Outbox::default();
-        words.repeat(PeerId([1; 32]), &mut out);
+        words.repeat(PeerId([1; 32]), SeatId(0), &mut out);
         core::iter::from_fn(|| out.pop()).count()
     }
 

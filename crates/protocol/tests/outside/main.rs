@@ -7,6 +7,7 @@ mod desk;
 mod found;
 mod holdup;
 mod hostile;
+mod late;
 mod member;
 mod nonsense;
 mod office;

@@ -113,9 +113,14 @@ impl World {
                 attempt,
                 loss
             }),
-            (microbatch(), attempt(), option::of(step())).prop_map(|(microbatch, attempt, trained)| {
-                Message::Settled { microbatch, attempt, trained }
-            }),
+            (microbatch(), attempt(), number(8), option::of(step())).prop_map(
+                |(microbatch, attempt, seat, trained)| Message::Settled {
+                    microbatch,
+                    attempt,
+                    seat: SeatId(seat as u32),
+                    trained
+                }
+            ),
             vec(self.receipt(), 0..3).prop_map(Message::Receipts),
             report().prop_map(Message::Stepped),
             (step(), digest(), span()).prop_map(|(step, digest, took)| Message::Checkpointed {

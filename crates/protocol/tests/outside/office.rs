@@ -191,7 +191,7 @@ fn what_a_lost_member_was_credited_with_is_leased_again_for_its_stage_alone() {
         plans.last().expect("it has a place")
     };
     let (lost, holder) = (2, 1);
-    let seat = seat_of(&office, lost);
+    let (seat, by_seat) = (seat_of(&office, lost), seat_of(&office, holder));
     office.store_all();
     let leases = office.leases();
     let (_, microbatches, _) = leases.iter().find(|(to, ..)| *to == peer(holder)).expect("work is out");
@@ -201,7 +201,10 @@ fn what_a_lost_member_was_credited_with_is_leased_again_for_its_stage_alone() {
     let statement = Statement { run, stage, worker: peer(lost), seat, by, microbatches: vec![trained] };
     let receipt = Receipt::sign(statement, &keys()[holder]);
     office.hear(holder, Message::Receipts(vec![receipt]));
-    office.hear(holder, Message::Settled { microbatch, attempt: Attempt(0), trained: Some(InnerStep(0)) });
+    office.hear(
+        holder,
+        Message::Settled { microbatch, attempt: Attempt(0), seat: by_seat, trained: Some(InnerStep(0)) },
+    );
     office.said.clear();
     office.hear(lost, Message::Leaving { notice: Span(0) });
     office.store_all();

@@ -204,7 +204,8 @@ fn a_stranger_that_leaves_or_is_present_changes_nothing() {
 fn the_coordinator_hears_of_work_from_those_who_do_it() {
     let (first, last) = (1, STAGES as usize);
     let loss = |microbatch, loss| Message::Loss { microbatch, attempt: Attempt(0), loss };
-    let settled = |microbatch| Message::Settled { microbatch, attempt: Attempt(0), trained: None };
+    let (attempt, seat) = (Attempt(0), SeatId(0));
+    let settled = |microbatch| Message::Settled { microbatch, attempt, seat, trained: None };
     let stepped = |step| Message::Stepped(StepReport { step: InnerStep(step), ..StepReport::default() });
     let saved =
         |step| Message::Checkpointed { step: InnerStep(step), digest: Digest([1; 32]), took: Span(1) };

@@ -36,6 +36,8 @@ pub enum Measure {
     Credited,
     /// Things that arrived twice.
     Duplicates,
+    /// (Microbatch, stage) pairs that the ledger counts as duplicates: done, and credited to another.
+    Twice,
     /// Messages refused.
     Refused,
     /// Bytes that were no message.
@@ -155,12 +157,13 @@ pub enum Verdict {
     Missed,
 }
 
-const MEASURES: [(&str, Measure); 35] = [
+const MEASURES: [(&str, Measure); 36] = [
     ("steps", Measure::Steps),
     ("events", Measure::Events),
     ("lost", Measure::Lost),
     ("credited", Measure::Credited),
     ("duplicates", Measure::Duplicates),
+    ("twice", Measure::Twice),
     ("refused", Measure::Refused),
     ("rejected", Measure::Rejected),
     ("expired", Measure::Expired),
@@ -292,6 +295,7 @@ impl Measure {
             Measure::Lost => whole(tally.planned) - whole(tally.credited),
             Measure::Credited => whole(tally.credited),
             Measure::Duplicates => whole(tally.duplicates + tally.duplicate_receipts),
+            Measure::Twice => whole(tally.duplicate_receipts),
             Measure::Refused => whole(tally.refused),
             Measure::Rejected => whole(tally.rejected),
             Measure::Expired => whole(tally.expired),
@@ -392,6 +396,7 @@ fn unit(measure: Measure) -> Unit {
         | Measure::Lost
         | Measure::Credited
         | Measure::Duplicates
+        | Measure::Twice
         | Measure::Refused
         | Measure::Rejected
         | Measure::Expired
