@@ -19,7 +19,7 @@ const CANDIDATES_MAX: usize = 256;
 /// A coordinator that starts again waits so long for its members to find it, beyond what it waits for any word.
 const REVIVAL_GRACE: Span = Span::seconds(20);
 
-/// When nobody at all was heard for so long, it is this peer that hears nothing: members say something each second.
+/// When nobody at all was heard for so long, it is this peer that hears nothing: members say something twice a second.
 const DEAF: Span = Span::seconds(3);
 
 /// But when nobody was heard for so long, they are gone.

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 
 /// How often a member says that it is there, if it has said nothing else.
-pub const BEAT: Span = Span::seconds(1);
+pub const BEAT: Span = Span::millis(500);
 
 /// How long a member goes on without its coordinator: an operator may have to start it again.
 const COORDINATOR_WAIT_MAX: Span = Span::seconds(1_800);

@@ -18,8 +18,8 @@ use alloc::vec::Vec;
 /// serve them what they need.
 const APART_WAIT: Span = Span::seconds(10);
 
-/// How long a suspect may at least hold the others up: most pauses of an operating system or a network are over by then.
-const HOLD_UP_MIN: Span = Span::seconds(1);
+/// How long a suspect may at least hold the others up, beyond the silence that made it one.
+const HOLD_UP_MIN: Span = Span::millis(500);
 
 impl Coordinator {
     /// Removes suspects without whom nothing goes on any more, once that has taken as long as doing their work again will: to wait

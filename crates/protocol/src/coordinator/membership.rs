@@ -19,7 +19,7 @@ use crate::time::{Span, Time};
 use alloc::format;
 use alloc::vec::Vec;
 
-/// A coordinator that was not called for so long was itself stopped or starved: members say something each second. Their
+/// A coordinator that was not called for so long was itself stopped or starved: members say something twice a second. Their
 /// silence is then its own.
 const SLEPT: Span = Span::seconds(3);
 
