@@ -28,7 +28,12 @@ impl Coordinator {
     ) -> Result<(), Refusal> {
         let (running, _) = self.running_for(from, None)?;
         let arbiter = running.arbiter.as_mut().ok_or(Refusal::NotYours { peer: from })?;
-        arbiter.received(now, from, say, out)
+        let before = arbiter.heard();
+        let accepted = arbiter.received(now, from, say, out);
+        if arbiter.heard() > before {
+            running.worked_at = now;
+        }
+        accepted
     }
 
     /// Carries the outer step on, and makes its commit durable.

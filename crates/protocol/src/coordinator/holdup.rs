@@ -10,7 +10,6 @@ use crate::plan::Member;
 use crate::port::Outbox;
 use crate::roster;
 use crate::running::Running;
-use crate::sync::say::Say;
 use crate::time::{Span, Time};
 use alloc::vec::Vec;
 
@@ -94,11 +93,9 @@ impl Running {
     }
 }
 
-/// Returns whether a message says that its sender has come on with work or with the exchange, and not only that it is there.
+/// Returns whether a message says that its sender has come on with work, and not only that it is there. What it says of an exchange
+/// it repeats while it waits: that counts where it is news.
 fn is_of_work(message: &Message) -> bool {
-    if let Message::Sync(say) = message {
-        return matches!(say, Say::Claim { .. } | Say::Vote { .. });
-    }
     matches!(
         message,
         Message::Loss { .. }

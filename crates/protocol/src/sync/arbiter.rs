@@ -210,6 +210,11 @@ impl Arbiter {
         self.open
     }
 
+    /// Returns how many claims and votes of the current tries have come: replicas repeat theirs, and that is no progress.
+    pub fn heard(&self) -> usize {
+        self.tables.values().map(Table::heard).sum()
+    }
+
     /// Returns whether anyone still takes part.
     pub fn has_members(&self) -> bool {
         self.tables.values().any(|table| !table.is_deserted())

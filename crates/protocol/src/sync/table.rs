@@ -248,6 +248,11 @@ impl Table {
         }
     }
 
+    /// Returns how many claims and votes of the current try have come.
+    pub(crate) fn heard(&self) -> usize {
+        self.current.as_ref().map_or(0, |current| current.claims.len() + current.votes.len())
+    }
+
     /// Notes that a contribution is worth nothing; returns whether that is new.
     pub(crate) fn flaw(&mut self, attempt: Attempt, contributor: ReplicaId) -> bool {
         self.current_at(attempt).is_some()

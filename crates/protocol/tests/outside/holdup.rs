@@ -45,7 +45,7 @@ fn a_suspect_for_which_all_others_stand_still_is_given_up_when_that_costs_more_t
         for victim in [4, 5, 6] {
             let took = removed_after(&spec, &[victim]);
             assert!(took >= Span::millis(500), "a pause of {took:?} is none");
-            assert!(took < Span::seconds(4), "its work takes no second, and {took:?} were waited");
+            assert!(took < Span::millis(1_500), "its work takes no second, and {took:?} were waited");
         }
     }
 }
