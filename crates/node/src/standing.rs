@@ -142,6 +142,8 @@ impl Observer {
             | Message::Suspects(_)
             | Message::Frontier(_)
             | Message::Close { .. }
+            | Message::Sign { .. }
+            | Message::Signed { .. }
             | Message::Leaving { .. }
             | Message::Lease { .. }
             | Message::Activation(_)

@@ -12,6 +12,7 @@ mod holdup;
 mod leaving;
 mod membership;
 mod revival;
+mod signing;
 
 use crate::agenda::{Agenda, Exchanges};
 use crate::book::Book;
@@ -174,6 +175,7 @@ impl Coordinator {
             Message::Ready { plan, holds } => self.ready(now, from, plan, holds, out),
             Message::Present { standing, .. } => self.present(now, from, standing, out),
             Message::Beat => self.beaten(from, out),
+            Message::Signed { plan } => self.signed(from, plan),
             Message::Leaving { notice } => self.leaving(now, from, notice, out),
             Message::Loss { microbatch, loss, .. } => self.loss(now, from, microbatch, loss, out),
             Message::Settled { microbatch, seat, trained, .. } => {
@@ -199,6 +201,7 @@ impl Coordinator {
             | Message::Suspects(_)
             | Message::Frontier(_)
             | Message::Close { .. }
+            | Message::Sign { .. }
             | Message::Removed { .. }
             | Message::State(_)
             | Message::Diverted { .. }
@@ -288,6 +291,7 @@ impl Coordinator {
             closing: None,
             called_off: false,
             receipted_below: 0,
+            unsigned: None,
             refused: BTreeSet::new(),
             apart: BTreeMap::new(),
             told: Frontier::default(),

@@ -87,6 +87,16 @@ pub enum Message {
         /// The outer step in which to agree, where replicas exchange weights.
         outer: Option<OuterStep>,
     },
+    /// Coordinator to members, when one of them is lost: sign for all that was received up to now.
+    Sign {
+        /// The plan in which that one is missing.
+        plan: PlanNumber,
+    },
+    /// Worker to coordinator: that is done; the receipts were said before this.
+    Signed {
+        /// Which plan it was asked in.
+        plan: PlanNumber,
+    },
     /// Worker to coordinator: it has to leave, and would like to hand in what it has.
     Leaving {
         /// How long it can stay.

@@ -7,7 +7,10 @@ use crate::agenda::{Agenda, Exchanges};
 use crate::book::{Book, Owes};
 use crate::durable::{Checkpoint, Session};
 use crate::event::Event;
-use crate::ids::{Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, ReplicaId, SeatId, StageId};
+use crate::ids::{
+    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, ReplicaId, SeatId, StageId,
+};
+use crate::index_set::IndexSet;
 use crate::lease::{ATTEMPTS_MAX, Leases, Renewed};
 use crate::ledger::Ledger;
 use crate::message::{LEASE_MICROBATCHES_MAX, Message};
@@ -69,6 +72,8 @@ pub(crate) struct Running {
     pub(crate) apart: BTreeMap<StageId, Apart>,
     /// The training index at the border of the last commit: what came back below it has been receipted by the next.
     pub(crate) receipted_below: u64,
+    /// Since a member was lost: what it may have received and not signed for.
+    pub(crate) unsigned: Option<Unsigned>,
     /// Leases that their holders had no room for.
     pub(crate) refused: BTreeSet<MicrobatchId>,
     /// The frontier that members were told.
@@ -97,6 +102,17 @@ pub(crate) struct Apart {
     pub(crate) since: Time,
     pub(crate) earlier: PeerId,
     pub(crate) later: PeerId,
+}
+
+/// Work for which nobody may have signed, because only a lost member had received it.
+#[derive(Clone, Debug)]
+pub(crate) struct Unsigned {
+    /// The plan in which that one is missing.
+    pub(crate) plan: PlanNumber,
+    /// What had come back when the others were asked to sign.
+    pub(crate) settled: IndexSet,
+    /// Who has not answered yet.
+    pub(crate) asked: BTreeSet<PeerId>,
 }
 
 /// What a store is for.

@@ -418,7 +418,10 @@ mod tests {
         for word in 0..2_000 {
             let suspect = suspicion.next_change(now).unwrap();
             let lost = suspicion.next_change(suspect).unwrap();
-            assert!(lost.since(now) <= Span::millis(41 * 4 * (1_000 + 150) / 10).max(LOST_SILENCE_MIN), "word {word}");
+            assert!(
+                lost.since(now) <= Span::millis(41 * 4 * (1_000 + 150) / 10).max(LOST_SILENCE_MIN),
+                "word {word}"
+            );
             now = if draw(4) == 0 { now + BEAT } else { suspect - Span(draw(2)) };
             suspicion.heard(now);
         }

@@ -92,6 +92,8 @@ pub fn encode(message: &Message) -> Frame {
         | Message::Suspects(_)
         | Message::Frontier(_)
         | Message::Close { .. }
+        | Message::Sign { .. }
+        | Message::Signed { .. }
         | Message::Leaving { .. }
         | Message::Removed { .. }
         | Message::Diverted { .. }

@@ -270,6 +270,7 @@ impl Worker {
             | Message::Suspects(_)
             | Message::Frontier(_)
             | Message::Close { .. }
+            | Message::Sign { .. }
             | Message::Lease { .. }
             | Message::Drain { .. }
                 if from_coordinator =>
@@ -296,6 +297,8 @@ impl Worker {
             | Message::Suspects(_)
             | Message::Frontier(_)
             | Message::Close { .. }
+            | Message::Sign { .. }
+            | Message::Signed { .. }
             | Message::Lease { .. }
             | Message::Drain { .. }
             | Message::Join(_)

@@ -235,6 +235,9 @@ impl Coordinator {
         running.release_leases(now, peer, out);
         let orphaned = if empty { running.orphaned_newcomers(place.stage) } else { Vec::new() };
         self.announce_plan(None, out);
+        if let (Phase::Running(running), true) = (&mut self.phase, roster::has_entered(&member)) {
+            running.ask_to_sign(out);
+        }
         self.complete_saves(out);
         for peer in orphaned {
             self.remove(now, peer, Removal::Unready, out);

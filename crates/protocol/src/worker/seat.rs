@@ -250,6 +250,10 @@ impl Seat {
                     pipeline.close(outer);
                 }
             }
+            Message::Sign { plan } => {
+                self.traffic.say_receipts(who, out);
+                out.send(who.coordinator, Message::Signed { plan });
+            }
             Message::Lease { microbatches, attempt, needs, .. } => {
                 self.traffic.leased(who, &microbatches, attempt, &needs, out);
             }

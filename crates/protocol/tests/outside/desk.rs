@@ -230,3 +230,29 @@ fn who_is_leased_work_before_it_enters_asks_to_be_told_again() {
     desk.hear(0, Message::Lease { microbatches, attempt, needs, expires_in: Span::seconds(60) });
     assert_eq!(desk.said, [(peer(0), Message::Refused(Refusal::Busy { microbatch }))]);
 }
+
+/// Whoever was lost may have received what nobody else signs for: to know that, all others have signed for what they received.
+#[test]
+fn who_is_asked_to_sign_has_signed_for_all_when_it_says_so() {
+    let mut desk = Desk::open();
+    let microbatch = MicrobatchId::train(0);
+    let worker = desk.lease(microbatch);
+    desk.gradient(worker, microbatch, seat(worker));
+    let microbatch = desk.backwards.pop().expect("a backward is asked for");
+    desk.take(Input::Backwarded { microbatch, gradient: None, took: TOOK });
+    let of = |message: &Message| match message {
+        Message::Receipts(receipts) => receipts.len(),
+        _ => 0,
+    };
+    let plan = PlanNumber(1);
+    desk.hear(0, Message::Sign { plan });
+    let signed = desk.said.iter().position(|(_, message)| *message == Message::Signed { plan });
+    let before = &desk.said[..signed.expect("it says so")];
+    assert_eq!(before.iter().map(|(_, message)| of(message)).sum::<usize>(), 1);
+    desk.said.clear();
+    desk.hear(0, Message::Sign { plan });
+    assert_eq!(desk.said, [(peer(0), Message::Signed { plan })], "there is nothing new to sign for");
+    desk.said.clear();
+    desk.hear(2, Message::Sign { plan });
+    assert_eq!(desk.said, [(peer(2), Message::Refused(Refusal::NotYours { peer: peer(2) }))]);
+}

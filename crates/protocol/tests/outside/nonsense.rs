@@ -94,6 +94,7 @@ impl World {
                 }
             ),
             step().prop_map(|border| Message::Drain { border }),
+            plan_number().prop_map(|plan| Message::Sign { plan }),
             outcome().prop_map(|outcome| Message::Finish { outcome }),
         ]
         .boxed()
@@ -108,6 +109,7 @@ impl World {
             (plan_number(), prop_oneof![Just(Presence::Works), Just(Presence::Waits)])
                 .prop_map(|(plan, standing)| Message::Present { plan, standing }),
             span().prop_map(|notice| Message::Leaving { notice }),
+            plan_number().prop_map(|plan| Message::Signed { plan }),
             (microbatch(), attempt(), any::<f32>()).prop_map(|(microbatch, attempt, loss)| Message::Loss {
                 microbatch,
                 attempt,
@@ -466,7 +468,7 @@ fn every_variant_of_what_can_be_said_is_drawn() {
     assert_eq!(variants(&world.refusal(), refusal_place), (0..REFUSALS).collect());
 }
 
-const MESSAGES: usize = 29;
+const MESSAGES: usize = 31;
 
 fn message_place(message: &Message) -> usize {
     match message {
@@ -498,6 +500,8 @@ fn message_place(message: &Message) -> usize {
         Message::Removed { .. } => 25,
         Message::Diverted { .. } => 26,
         Message::State(_) => 27,
+        Message::Sign { .. } => 28,
+        Message::Signed { .. } => 29,
         Message::Refused(_) => MESSAGES - 1,
     }
 }

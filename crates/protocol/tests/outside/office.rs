@@ -218,3 +218,41 @@ fn what_a_lost_member_was_credited_with_is_leased_again_for_its_stage_alone() {
         "its credit is taken back, and that of the others stays"
     );
 }
+
+/// What came back, and only a lost member can have received, is done again as soon as the others have signed; a commit later it
+/// would be found too.
+#[test]
+fn what_nobody_has_signed_for_when_a_member_is_lost_is_leased_again() {
+    let mut office = Office::open();
+    office.store_all();
+    let (lost, holder) = (2, 1);
+    let leases = office.leases();
+    let (_, microbatches, _) = leases.iter().find(|(to, ..)| *to == peer(holder)).expect("work is out");
+    let microbatch = microbatches[0];
+    let (attempt, trained) = (Attempt(0), Some(InnerStep(0)));
+    let seat = SeatId(1);
+    office.hear(holder, Message::Settled { microbatch, attempt, seat, trained });
+    office.said.clear();
+    office.hear(lost, Message::Leaving { notice: Span(0) });
+    office.store_all();
+    let asked = office.said.iter().filter_map(|(to, message)| {
+        let Message::Sign { plan } = message else { return None };
+        Some((*to, *plan))
+    });
+    let asked: Vec<(PeerId, PlanNumber)> = asked.collect();
+    let others = [1, 3, 4, 5, 6];
+    assert!(others.iter().all(|member| asked.iter().any(|(to, _)| *to == peer(*member))), "{asked:?}");
+    let plan = asked[0].1;
+    let mut again = |member: usize, plan: PlanNumber| {
+        office.hear(member, Message::Signed { plan });
+        let leases = office.leases().into_iter().filter(|(_, microbatches, _)| *microbatches == [microbatch]);
+        leases.map(|(to, ..)| to).collect::<Vec<_>>()
+    };
+    for member in others {
+        assert_eq!(again(member, PlanNumber(1)), [], "of another plan");
+    }
+    for member in [3, 4, 5, 6, 3] {
+        assert_eq!(again(member, plan), [], "one has not answered");
+    }
+    assert_eq!(again(holder, plan), [peer(holder)], "who has it trained passes it again");
+}

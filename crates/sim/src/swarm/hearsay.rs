@@ -40,6 +40,8 @@ fn said(message: &Message) -> Option<&'static str> {
         Message::Present { .. } => "Present",
         Message::Suspects(_) => "Suspects",
         Message::Close { .. } => "Close",
+        Message::Sign { .. } => "Sign",
+        Message::Signed { .. } => "Signed",
         Message::Leaving { .. } => "Leaving",
         Message::Removed { .. } => "Removed",
         Message::Lease { .. } => "Lease",

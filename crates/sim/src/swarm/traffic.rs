@@ -258,6 +258,8 @@ fn freight(message: &Message) -> Freight {
         | Message::Suspects(_)
         | Message::Frontier(_)
         | Message::Close { .. }
+        | Message::Sign { .. }
+        | Message::Signed { .. }
         | Message::Leaving { .. }
         | Message::Removed { .. }
         | Message::Lease { .. }
