@@ -157,8 +157,8 @@ impl Coordinator {
             Phase::Running(running) => {
                 let agreement = running.arbiter.as_ref().and_then(Arbiter::deadline);
                 let times = running.leases.deadline().into_iter().chain(agreement);
-                let receipts = running.receipts_until().filter(|at| *at > now);
-                times.chain(running.roster.deadline(now)).chain(receipts).min()
+                let receipts = running.receipts_until().into_iter().chain(running.signs_until());
+                times.chain(running.roster.deadline(now)).chain(receipts.filter(|at| *at > now)).min()
             }
             Phase::Reviving { call_at, .. } => Some(*call_at),
             Phase::Preparing { by, .. } => Some(*by),

@@ -113,6 +113,8 @@ pub(crate) struct Unsigned {
     pub(crate) settled: IndexSet,
     /// Who has not answered yet.
     pub(crate) asked: BTreeSet<PeerId>,
+    /// Until when nothing is done again, so that it is done again once for all stages.
+    pub(crate) until: Time,
 }
 
 /// What a store is for.
@@ -223,6 +225,9 @@ impl Running {
     }
 
     fn lease_redo(&mut self, now: Time, out: &mut Outbox) {
+        if self.signs_until().is_some_and(|until| now < until) {
+            return;
+        }
         let mut leased: Option<(u64, u64)> = None;
         loop {
             let (leases, roster) = (&self.leases, &self.roster);

@@ -236,7 +236,7 @@ impl Coordinator {
         let orphaned = if empty { running.orphaned_newcomers(place.stage) } else { Vec::new() };
         self.announce_plan(None, out);
         if let (Phase::Running(running), true) = (&mut self.phase, roster::has_entered(&member)) {
-            running.ask_to_sign(out);
+            running.ask_to_sign(now, out);
         }
         self.complete_saves(out);
         for peer in orphaned {

@@ -10,7 +10,11 @@ use crate::message::{Message, Refusal};
 use crate::port::Outbox;
 use crate::roster;
 use crate::running::{Running, Unsigned};
+use crate::time::{Span, Time};
 use alloc::collections::BTreeSet;
+
+/// How long what is to be done again waits at most for all to have signed: it takes a message there and back.
+const SIGN_WAIT: Span = Span::seconds(2);
 
 impl Coordinator {
     /// Hears that a member has signed for all that it had received.
@@ -32,7 +36,7 @@ impl Coordinator {
 
 impl Running {
     /// Asks all members to sign for what they have received; what they were asked before is part of that.
-    pub(crate) fn ask_to_sign(&mut self, out: &mut Outbox) {
+    pub(crate) fn ask_to_sign(&mut self, now: Time, out: &mut Outbox) {
         // Where nothing is committed later, credit is final when it comes, and the end looks for what is missing.
         if self.agenda.exchanges() != Exchanges::PseudoGradients {
             return;
@@ -41,6 +45,14 @@ impl Running {
         let asked = members.map(|member| member.peer).collect::<BTreeSet<PeerId>>();
         let (plan, settled) = (self.plan.number, self.leases.settled().clone());
         self.say_to_all(&Message::Sign { plan }, out);
-        self.unsigned = Some(Unsigned { plan, settled, asked });
+        self.unsigned = Some(Unsigned { plan, settled, asked, until: now + SIGN_WAIT });
+    }
+
+    /// Returns until when it is waited for what members sign for before anything is done again: no longer than one of them is there
+    /// that has not answered.
+    pub(crate) fn signs_until(&self) -> Option<Time> {
+        let unsigned = self.unsigned.as_ref()?;
+        let awaited = unsigned.asked.iter().any(|peer| !self.roster.is_suspect(*peer));
+        awaited.then_some(unsigned.until)
     }
 }
