@@ -21,6 +21,10 @@ const GAIN: (u128, u128) = (3, 4);
 /// peer's time at most.
 const COOL_DOWN_MULTIPLES: u64 = 3;
 
+/// How long a move must have been worth while: a vacancy that was just made is filled by who comes for it, and a member that moves
+/// is missing at its stage meanwhile.
+const WATCH_MIN: Span = Span::seconds(30);
+
 /// Who holds a stage in the latest plan, and how fast each is, in microbatches an hour or any other common unit.
 ///
 /// A peer that is on its way counts where it goes, and one without a measurement with the speed it was placed by.
@@ -79,8 +83,8 @@ pub struct Rebalancer {
 /// What the last windows have led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nothing is afoot; in the last window a move to this stage was worth while, if any.
-    Watching(Option<StageId>),
+    /// Nothing is afoot; in the last window a move to this stage was worth while, if any, and has been since then.
+    Watching(Option<(StageId, Time)>),
     /// A peer was told to move.
     Moving,
     /// Nobody moves before this moment.
@@ -104,7 +108,7 @@ impl Rebalancer {
     /// Looks at one window of measurements, at the border of an outer step, and returns a move if one is due.
     ///
     /// The stage that needs it most receives a peer if min(speed) / min(speed after the move) < 3/4, over the two
-    /// stages the move concerns, in two windows on end. Over all stages it could never begin when two are equally slow.
+    /// stages the move concerns, in two windows on end and for half a minute. Over all stages it could never begin when two are equally slow.
     /// Each move raises the lower of two speeds by a third at least, so that without new measurements no series of
     /// moves comes back to where it was. No stage is left empty.
     ///
@@ -123,12 +127,15 @@ impl Rebalancer {
         match self.phase {
             Phase::Moving => None,
             Phase::Cooling(until) if now < until => None,
-            Phase::Watching(Some(before)) if step.is_some_and(|step| step.to == before) => {
+            Phase::Watching(Some((before, since))) if step.is_some_and(|step| step.to == before) => {
+                if now.since(since) < WATCH_MIN {
+                    return None;
+                }
                 self.phase = Phase::Moving;
                 step
             }
             Phase::Watching(_) | Phase::Cooling(_) => {
-                self.phase = Phase::Watching(step.map(|step| step.to));
+                self.phase = Phase::Watching(step.map(|step| (step.to, now)));
                 None
             }
         }
@@ -173,6 +180,11 @@ mod tests {
     use super::*;
     use crate::ids::ReplicaId;
     use alloc::vec;
+
+    /// A moment at which the window of that number may decide.
+    fn window(number: u64) -> Time {
+        Time(number * WATCH_MIN.0)
+    }
 
     /// SplitMix64 (Steele, Lea and Flood, 2014).
     pub(super) struct Draws(pub(super) u64);
@@ -273,8 +285,8 @@ mod tests {
             (&[&[0, 0], &[0, 0]], false),
         ] {
             let (mut rebalancer, loads) = (Rebalancer::new(u16::MAX), loads(stages));
-            assert_eq!(rebalancer.consider(Time(1), &loads), None, "{stages:?}: first window");
-            assert_eq!(rebalancer.consider(Time(2), &loads).is_some(), moves, "{stages:?}");
+            assert_eq!(rebalancer.consider(window(1), &loads), None, "{stages:?}: first window");
+            assert_eq!(rebalancer.consider(window(2), &loads).is_some(), moves, "{stages:?}");
         }
         assert_eq!(Rebalancer::new(9).consider(Time(1), &[]), None);
     }
@@ -287,7 +299,7 @@ mod tests {
             (&[&[8, 1], &[4, 4], &[1]], 2),                 // 1 to 4, and to 2 from the richest
         ] {
             let (mut rebalancer, loads) = (Rebalancer::new(u16::MAX), loads(stages));
-            let step = [1, 2].map(|now| rebalancer.consider(Time(now), &loads))[1];
+            let step = [1, 2].map(|now| rebalancer.consider(window(now), &loads))[1];
             assert_eq!(step.map(|step| step.peer), Some(peer(peer_moving)), "{stages:?}");
         }
     }
@@ -298,8 +310,14 @@ mod tests {
         let other = loads(&[&[10], &[10, 10, 10]]);
         let mut rebalancer = Rebalancer::new(u16::MAX);
         let windows = [&needy, &well, &needy, &other, &needy, &needy];
-        let moves: Vec<_> = windows.map(|loads| rebalancer.consider(Time(0), loads).is_some()).into();
-        assert_eq!(moves, [false, false, false, false, false, true]);
+        let mut moves = |at: fn(u64) -> Time| -> Vec<bool> {
+            (0..)
+                .zip(windows)
+                .map(|(number, loads)| rebalancer.consider(at(number), loads).is_some())
+                .collect()
+        };
+        assert_eq!(moves(Time), [false; 6], "not for long enough");
+        assert_eq!(moves(window), [false, false, false, false, false, true]);
     }
 
     #[test]
@@ -310,11 +328,11 @@ mod tests {
             rebalancer.consider(Time(0) + Span::seconds(seconds), &needy).map(|step| step.to)
         };
         let to = Some(StageId(2));
-        assert_eq!([1, 2, 3, 4].map(|s| at(&mut rebalancer, s)), [None, to, None, None]);
-        rebalancer.moved(Time(0) + Span::seconds(10), Span::seconds(20));
-        assert_eq!([11, 68, 69, 70, 71].map(|s| at(&mut rebalancer, s)), [None, None, None, None, to]);
+        assert_eq!([1, 30, 31, 61].map(|s| at(&mut rebalancer, s)), [None, None, to, None]);
+        rebalancer.moved(Time(0) + Span::seconds(70), Span::seconds(20));
+        assert_eq!([71, 129, 130, 159, 160].map(|s| at(&mut rebalancer, s)), [None, None, None, None, to]);
         rebalancer.called_off();
-        assert_eq!([72, 73].map(|s| at(&mut rebalancer, s)), [None, to], "a call-off needs no cooling");
+        assert_eq!([161, 191].map(|s| at(&mut rebalancer, s)), [None, to], "a call-off needs no cooling");
     }
 
     #[test]
@@ -324,14 +342,14 @@ mod tests {
             let members = draws.within(1, 6);
             let counts: Vec<u64> = (0..draws.within(2, 6)).map(|_| members + draws.within(0, 1)).collect();
             let mut rebalancer = Rebalancer::new(u16::MAX);
-            for window in 0..40 {
+            for number in 0..40 {
                 let noisy: Vec<Vec<u64>> = counts
                     .iter()
                     .map(|count| (0..*count).map(|_| draws.within(860, 1_140)).collect())
                     .collect();
                 let noisy: Vec<&[u64]> = noisy.iter().map(Vec::as_slice).collect();
-                let step = rebalancer.consider(Time(window), &loads(&noisy));
-                assert_eq!(step, None, "case {case}, window {window}: {noisy:?}");
+                let step = rebalancer.consider(window(number), &loads(&noisy));
+                assert_eq!(step, None, "case {case}, window {number}: {noisy:?}");
             }
         }
     }
@@ -356,12 +374,12 @@ mod tests {
     fn an_empty_stage_waits_for_no_other_move() {
         let mut rebalancer = Rebalancer::new(u16::MAX);
         let needy = loads(&[&[10, 10, 10], &[10], &[10]]);
-        rebalancer.consider(Time(0), &needy);
-        assert!(rebalancer.consider(Time(1), &needy).is_some());
+        rebalancer.consider(window(0), &needy);
+        assert!(rebalancer.consider(window(1), &needy).is_some());
         let emptied = loads(&[&[10, 10], &[10, 10], &[]]);
-        assert_eq!(rebalancer.consider(Time(2), &emptied).map(|step| step.to), Some(StageId(2)));
-        rebalancer.moved(Time(3), Span::seconds(100));
-        assert!(rebalancer.consider(Time(4), &emptied).is_some(), "nor for the cool-down");
+        assert_eq!(rebalancer.consider(window(2), &emptied).map(|step| step.to), Some(StageId(2)));
+        rebalancer.moved(window(3), Span::seconds(100));
+        assert!(rebalancer.consider(window(4), &emptied).is_some(), "nor for the cool-down");
     }
 
     #[test]
@@ -376,9 +394,9 @@ mod tests {
     fn a_full_stage_receives_nobody() {
         let full = loads(&[&[40, 40], &[1, 1]]);
         let mut rebalancer = Rebalancer::new(2);
-        assert_eq!([1, 2, 3].map(|now| rebalancer.consider(Time(now), &full)), [None; 3]);
+        assert_eq!([1, 2, 3].map(|now| rebalancer.consider(window(now), &full)), [None; 3]);
         let mut rebalancer = Rebalancer::new(3);
-        assert!([1, 2].map(|now| rebalancer.consider(Time(now), &full))[1].is_some());
+        assert!([1, 2].map(|now| rebalancer.consider(window(now), &full))[1].is_some());
     }
 
     #[test]

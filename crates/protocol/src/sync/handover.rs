@@ -26,6 +26,8 @@ pub struct Donor {
     /// The copy that was asked of the driver, and whether it is here.
     copy: Option<(OuterStep, Option<[Blob; 2]>)>,
     askers: BTreeSet<PeerId>,
+    /// Who has asked for what is not committed here yet: the coordinator tells both of a commit at the same time.
+    early: BTreeMap<PeerId, OuterStep>,
 }
 
 impl Donor {
@@ -35,10 +37,15 @@ impl Donor {
     }
 
     /// Hears that the weights of an outer step are current; the copy of an earlier one is let go.
-    pub fn committed(&mut self, outer: OuterStep, digest: Digest) {
+    pub fn committed(&mut self, outer: OuterStep, digest: Digest, out: &mut Outbox) {
         self.committed = Some((outer, digest));
         self.copy = None;
         self.askers.clear();
+        let due = self.early.extract_if(.., |_, asked| *asked <= outer);
+        self.askers.extend(due.filter(|(_, asked)| *asked == outer).map(|(asker, _)| asker));
+        if !self.askers.is_empty() {
+            self.export(outer, out);
+        }
     }
 
     /// Takes a request of another replica of the stage.
@@ -54,7 +61,12 @@ impl Donor {
     }
 
     fn asked(&mut self, from: PeerId, outer: OuterStep, out: &mut Outbox) -> Result<(), Refusal> {
-        if self.committed.is_none_or(|(committed, _)| committed != outer) {
+        let committed = self.committed.map(|(committed, _)| committed);
+        if committed < Some(outer) && (self.early.len() < ASKERS_MAX || self.early.contains_key(&from)) {
+            self.early.insert(from, outer);
+            return Ok(());
+        }
+        if committed != Some(outer) {
             return Err(Refusal::NoState { outer });
         }
         match &self.copy {
@@ -64,12 +76,16 @@ impl Donor {
                     self.askers.insert(from);
                 }
                 if self.copy.is_none() {
-                    self.copy = Some((outer, None));
-                    out.push(Action::Export { outer });
+                    self.export(outer, out);
                 }
             }
         }
         Ok(())
+    }
+
+    fn export(&mut self, outer: OuterStep, out: &mut Outbox) {
+        self.copy = Some((outer, None));
+        out.push(Action::Export { outer });
     }
 
     /// Takes the copy from the driver, and offers it to all who asked.
@@ -353,9 +369,31 @@ mod tests {
         assert_eq!(refused, Err(Refusal::NoState { outer: other }));
         donor.received(NEW, &StateSay::Ask { outer: OUTER }, &mut out).unwrap();
         assert_eq!(out.pop(), Some(Action::Export { outer: OUTER }));
-        donor.committed(OuterStep(4), DIGEST);
+        donor.committed(OuterStep(4), DIGEST, &mut out);
         donor.exported(OUTER, blob(1, 1), blob(2, 1), &mut out);
         assert_eq!(out.pop(), None, "the commit came between");
+    }
+
+    #[test]
+    fn who_hears_of_a_commit_first_gets_it_when_it_is_here() {
+        let (mut donor, mut out) = (donor(), Outbox::default());
+        let (next, after) = (OuterStep(4), OuterStep(5));
+        let other = PeerId([8; 32]);
+        donor.received(NEW, &StateSay::Ask { outer: next }, &mut out).unwrap();
+        donor.received(other, &StateSay::Ask { outer: after }, &mut out).unwrap();
+        assert_eq!(out.pop(), None, "it is not there yet");
+        donor.committed(next, DIGEST, &mut out);
+        assert_eq!(out.pop(), Some(Action::Export { outer: next }));
+        donor.exported(next, blob(1, 1), blob(2, 1), &mut out);
+        let to: BTreeSet<PeerId> = sent(&mut out).into_iter().map(|(to, _)| to).collect();
+        assert_eq!(to, BTreeSet::from([NEW]), "the other waits for a later one");
+        donor.committed(OuterStep(6), DIGEST, &mut out);
+        assert_eq!((out.pop(), donor.early.len()), (None, 0), "which has passed by");
+        for peer in 0..=ASKERS_MAX {
+            let asked =
+                donor.received(PeerId([peer as u8; 32]), &StateSay::Ask { outer: OuterStep(9) }, &mut out);
+            assert_eq!(asked.is_ok(), peer < ASKERS_MAX, "{peer}");
+        }
     }
 
     #[test]

@@ -403,7 +403,7 @@ impl Seat {
             SyncDone::Committed { .. } => {
                 pipeline.committed();
                 if let Some((outer, digest)) = member.agreed() {
-                    self.donor.committed(outer, digest);
+                    self.donor.committed(outer, digest, out);
                 }
                 self.traffic.turn_words(0);
             }
