@@ -75,7 +75,8 @@ fn a_late_gradient_is_counted_once_for_who_was_asked_for_it() {
         assert_eq!(told(&swarm), 1);
     }
     // For what it was not asked by that peer it is a stranger.
-    swarm.inject(peer(victim), other, gradient(microbatch));
+    let never_asked = MicrobatchId::train(if microbatch.index == 0 { 1 } else { 0 });
+    swarm.inject(peer(victim), other, gradient(never_asked));
     assert_eq!(twice(&mut swarm, victim), 1);
 }
 
