@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use trestle_model::outer::{Exchanged, Layout, Outer};
 use trestle_net::{Membership, Net, NetConfig, Ticket};
 use trestle_protocol::ids::{InnerStep, ReplicaId};
-use trestle_protocol::message::{Join, Outcome};
+use trestle_protocol::message::{Join, Outcome, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Input, Took};
 use trestle_protocol::spec::RunSpec;
@@ -144,7 +144,9 @@ pub async fn take_part(
     let tasks = tasks.map_err(NodeError::Thread)?;
     let jobs = start(spec.clone(), shelf, answering()).map_err(NodeError::Thread)?;
     let address = net.address().to_bytes().into();
-    let join = Join { address, stage: None, device: name, peak_flops: 0, held: Vec::new() };
+    // There is no training, and so no text.
+    let (text, held) = (Text::Missing, Vec::new());
+    let join = Join { address, stage: None, device: name, peak_flops: 0, text, held };
     let node = Node::guest(&spec, net.id(), ticket.coordinator, join);
     let driver = Driver {
         node,

@@ -12,7 +12,7 @@ use trestle_model::device::{DeviceKind, measure_peak};
 use trestle_net::{DialError, Membership, Net, NetConfig, Ticket};
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::ids::StageId;
-use trestle_protocol::message::{Join, Outcome};
+use trestle_protocol::message::{Join, Outcome, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::time::Span;
@@ -30,7 +30,7 @@ use crate::job::ComputeConfig;
 use crate::links::Links;
 use crate::standing::{Observer, StandingWatch};
 use crate::state::State;
-use trestle_settings::data::LocalData;
+use trestle_settings::data::{LocalData, data_config};
 use trestle_settings::model::dtype;
 
 /// How long a worker that is started looks for its coordinator, which may be down for a restart at that moment.
@@ -192,6 +192,7 @@ pub async fn work(options: WorkerOptions, requests: mpsc::Receiver<Request>) -> 
         stage: options.stage,
         device: device.to_string(),
         peak_flops: peak as u64,
+        text: data_config(&spec, local).map_or(Text::Missing, |_| Text::Here),
         held: held::list(&directory, &spec),
     };
     let log = EventLog::open(&directory.events(), net.id()).map_err(NodeError::EventLog)?;

@@ -202,8 +202,19 @@ pub struct Join {
     pub device: String,
     /// Measured matrix-multiplication peak, FLOP/s; 0 when unknown.
     pub peak_flops: u64,
+    /// Whether it can read the text of the run.
+    pub text: Text,
     /// Checkpoints that it has on its disk.
     pub held: Vec<Held>,
+}
+
+/// Whether a peer can read the text of the run, as the first and the last stage have to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Text {
+    /// It can, also where the run makes its text from the seed.
+    Here,
+    /// It was told of none: it can hold an inner stage only.
+    Missing,
 }
 
 /// A place's checkpoint on a peer's disk.

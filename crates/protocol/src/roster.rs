@@ -4,7 +4,7 @@
 
 use crate::durable::Checkpoint;
 use crate::ids::{PeerId, ReplicaId, StageId};
-use crate::message::{Held, Join, Start, Wait};
+use crate::message::{Held, Join, Start, Text, Wait};
 use crate::plan::{Candidate, Member, Place, Plan};
 use crate::route::NEVER;
 use crate::suspicion::{Level, Suspicion};
@@ -61,6 +61,7 @@ pub(crate) enum Stands {
 #[derive(Clone, Debug)]
 pub(crate) struct Waiting {
     pub(crate) candidate: Candidate,
+    pub(crate) text: Text,
     pub(crate) held: Vec<Held>,
     /// What it was told last.
     told: Option<(u32, Wait)>,
@@ -297,7 +298,7 @@ impl Roster {
         if self.waiting.len() >= CANDIDATES_MAX {
             return false;
         }
-        let waiting = Waiting { candidate, held: join.held, told: None };
+        let waiting = Waiting { candidate, text: join.text, held: join.held, told: None };
         match told {
             // Who asks again keeps its turn.
             Some(()) => self.waiting.insert(0, waiting),
@@ -371,7 +372,8 @@ mod tests {
     }
 
     fn join() -> Join {
-        Join { address: Bytes::new(), stage: None, device: "d".into(), peak_flops: 0, held: Vec::new() }
+        let (text, held) = (Text::Here, Vec::new());
+        Join { address: Bytes::new(), stage: None, device: "d".into(), peak_flops: 0, text, held }
     }
 
     #[test]

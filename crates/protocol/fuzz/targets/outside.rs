@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::handshake;
 use trestle_protocol::ids::{Digest, InnerStep, OuterStep, PeerId};
-use trestle_protocol::message::{Join, Message};
+use trestle_protocol::message::{Join, Message, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, Output, StoreItem, StoredItem, Took};
 use trestle_protocol::spec::sync::SyncSpec;
@@ -88,8 +88,8 @@ fn coordinator(spec: RunSpec) -> Node {
 }
 
 fn worker(spec: RunSpec, seed: u8) -> Node {
-    let held = Vec::new();
-    let join = Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0, held };
+    let (text, held) = (Text::Here, Vec::new());
+    let join = Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0, text, held };
     Node::worker(WorkerConfig {
         spec,
         key: key(seed),

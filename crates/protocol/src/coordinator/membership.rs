@@ -7,7 +7,7 @@ use crate::agenda::Exchanges;
 use crate::coordinator::{Coordinator, Phase};
 use crate::event::Event;
 use crate::ids::{InnerStep, OuterStep, PeerId, PlanNumber, SeatId, StageId};
-use crate::message::{Join, Message, Outcome, Refusal, Removal, Start, Wait};
+use crate::message::{Join, Message, Outcome, Refusal, Removal, Start, Text, Wait};
 use crate::plan::{Member, Place};
 use crate::port::Outbox;
 use crate::rebalance::vacancy;
@@ -326,10 +326,10 @@ impl Coordinator {
             let wish = running.wish(waiting.candidate.peer, waiting.candidate.stage);
             of(waiting, &|stage| wish.is_none_or(|wish| wish == stage))
         });
-        // A wish yields to a stage that stands still, but for who may not have the text that the ends of the pipeline read.
+        // A wish yields to a stage that stands still, but for who has not the text that the ends of the pipeline read.
         let reads = |stage: StageId| stage == StageId(0) || stage.0 + 1 == stages;
         let yields = |waiting: &Waiting, stage| {
-            roster.is_stalled(stage) && (!reads(stage) || waiting.candidate.stage.is_some_and(reads))
+            roster.is_stalled(stage) && (!reads(stage) || waiting.text == Text::Here)
         };
         let stalled = |waiting: &Waiting| of(waiting, &|stage| yields(waiting, stage));
         as_wished.or_else(|| roster.waiting().iter().find_map(stalled))

@@ -8,7 +8,7 @@ use trestle_protocol::ids::{
     Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, ReplicaId, SeatId, StageId,
     WeightVersion,
 };
-use trestle_protocol::message::{Held, Join, Message, Outcome, Refusal, Removal, Tensor};
+use trestle_protocol::message::{Held, Join, Message, Outcome, Refusal, Removal, Tensor, Text};
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::Input;
 use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
@@ -20,7 +20,7 @@ use trestle_protocol::time::Span;
 use trestle_protocol::work::{Needs, Trained};
 
 /// Beyond the wait for a silent peer, for receipts, and for answers that are late.
-const PATIENCE: Span = Span::seconds(120);
+pub(crate) const PATIENCE: Span = Span::seconds(120);
 
 /// Two replicas that agree after each two of eight steps, and go on beside the exchange or wait for it.
 fn twofold() -> [RunSpec; 3] {
@@ -33,7 +33,7 @@ fn twofold() -> [RunSpec; 3] {
 }
 
 /// Runs until a node has computed so many forwards.
-fn run_to_forward(swarm: &mut Swarm, index: usize, count: usize) {
+pub(crate) fn run_to_forward(swarm: &mut Swarm, index: usize, count: usize) {
     let forwards = |swarm: &Swarm| {
         let forward = |event: &&Event| matches!(event, Event::Computed { task: TaskKind::Forward, .. });
         swarm.events[index].iter().filter(forward).count()
@@ -43,13 +43,13 @@ fn run_to_forward(swarm: &mut Swarm, index: usize, count: usize) {
     }
 }
 
-fn place_at(stage: u16, replica: u16) -> Place {
+pub(crate) fn place_at(stage: u16, replica: u16) -> Place {
     Place { stage: StageId(stage), replica: ReplicaId(replica) }
 }
 
 /// Says that a run has ended well, that each microbatch of its plan is credited once at each stage, by whom it may be, and
 /// that no replica has gone on from weights of its own.
-fn check_ended_well(swarm: &Swarm, case: &str) {
+pub(crate) fn check_ended_well(swarm: &Swarm, case: &str) {
     assert_eq!(swarm.outcome(), Some(&Outcome::Done), "{case}");
     let ledger = swarm.events[0].iter().rev().find_map(|event| {
         let Event::Ledger { planned, credited, redone, accounts, .. } = event else { return None };
@@ -79,7 +79,7 @@ fn removals(swarm: &Swarm) -> Vec<(Place, Removal)> {
     removed.collect()
 }
 
-fn seated(swarm: &Swarm) -> Vec<(Place, InnerStep)> {
+pub(crate) fn seated(swarm: &Swarm) -> Vec<(Place, InnerStep)> {
     let seated = swarm.events[0].iter().filter_map(|event| {
         let Event::Seated { place, enters, .. } = event else { return None };
         Some((*place, *enters))
@@ -280,7 +280,14 @@ fn a_coordinator_that_starts_again_gives_no_place_away_before_its_members_had_ti
     swarm.restart_coordinator();
     let join = |stage: u16| {
         let (address, device, held) = (Bytes::new(), "none".into(), Vec::new());
-        Message::Join(Join { address, stage: Some(StageId(stage)), device, peak_flops: 0, held })
+        Message::Join(Join {
+            address,
+            stage: Some(StageId(stage)),
+            device,
+            peak_flops: 0,
+            text: Text::Here,
+            held,
+        })
     };
     for stranger in [4, 5, 6] {
         swarm.inject(peer(stranger), 0, join(stranger as u16 - 4));
@@ -305,7 +312,7 @@ fn a_coordinator_that_starts_again_gives_no_place_away_before_its_members_had_ti
 fn who_joins_a_run_that_begins_and_never_gets_ready_does_not_keep_it_from_beginning() {
     let mut swarm = Swarm::new(spec(Schedule::Flush), None);
     let (address, device, held) = (Bytes::new(), "none".into(), Vec::new());
-    let join = Join { address, stage: Some(StageId(1)), device, peak_flops: 0, held };
+    let join = Join { address, stage: Some(StageId(1)), device, peak_flops: 0, text: Text::Here, held };
     swarm.inject(peer(7), 0, Message::Join(join));
     swarm.run_for(Span::seconds(590));
     assert!(!swarm.events[0].iter().any(|event| matches!(event, Event::Started { .. })));
@@ -383,17 +390,6 @@ fn a_stage_that_died_out_before_any_checkpoint_begins_again() {
         swarm.run_for(PATIENCE);
         check_ended_well(&swarm, &format!("peer {victim}"));
     }
-}
-
-#[test]
-fn a_wish_yields_to_a_stage_that_stands_still() {
-    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
-    run_to_forward(&mut swarm, 2, 2);
-    swarm.kill(2);
-    swarm.join(4, Some(StageId(0)), Vec::new());
-    swarm.run_for(PATIENCE);
-    check_ended_well(&swarm, "another stage was wished for");
-    assert_eq!(seated(&swarm), [(place_at(1, 0), InnerStep(0))]);
 }
 
 #[test]
@@ -483,6 +479,7 @@ fn a_newcomer_that_is_there_and_never_ready_does_not_hold_its_place_for_ever() {
         stage: Some(StageId(1)),
         device: "none".into(),
         peak_flops: 0,
+        text: Text::Here,
         held: Vec::new(),
     };
     swarm.inject(peer(7), 0, Message::Join(join));

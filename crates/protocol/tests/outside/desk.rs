@@ -6,7 +6,7 @@ use bytes::Bytes;
 use trestle_protocol::ids::{
     Attempt, InnerStep, MicrobatchId, PeerId, PlanNumber, ReplicaId, SeatId, StageId, WeightVersion,
 };
-use trestle_protocol::message::{Join, Message, Refusal, Start, Tensor};
+use trestle_protocol::message::{Join, Message, Refusal, Start, Tensor, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::port::{Action, Input, Output, Took};
@@ -59,7 +59,8 @@ impl Desk {
         let spec = replicated(2, Schedule::Async { staleness_max: 1 }, SyncSpec::mean(2));
         let boundary = Bytes::from(vec![7; spec.boundary_bytes()]);
         let (address, device) = (Bytes::new(), "none".into());
-        let join = Join { address, stage: Some(StageId(0)), device, peak_flops: 0, held: Vec::new() };
+        let (stage, text, held) = (Some(StageId(0)), Text::Here, Vec::new());
+        let join = Join { address, stage, device, peak_flops: 0, text, held };
         let node = Node::worker(WorkerConfig {
             spec,
             key: keys()[ME].clone(),

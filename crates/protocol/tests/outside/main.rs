@@ -15,3 +15,4 @@ mod refusals;
 mod replicas;
 mod swarm;
 mod wire;
+mod wishes;

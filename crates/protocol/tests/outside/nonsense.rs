@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 use trestle_protocol::handshake::{Hello, Mismatch, Welcome};
 use trestle_protocol::ids::{Digest, PeerId, ReplicaId, SeatId, WeightVersion};
 use trestle_protocol::message::{
-    HELD_MAX, Join, LEASE_MICROBATCHES_MAX, Message, Outcome, Presence, Refusal, StepReport, Tensor,
+    HELD_MAX, Join, LEASE_MICROBATCHES_MAX, Message, Outcome, Presence, Refusal, StepReport, Tensor, Text,
 };
 use trestle_protocol::plan::{Member, Place, Plan, Turns};
 use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
@@ -257,12 +257,14 @@ fn forge(statement: Statement, signature: Vec<u8>) -> Receipt {
 
 fn join() -> BoxedStrategy<Join> {
     let held = prop_oneof![8 => vec(held(), 0..4), 1 => vec(held(), HELD_MAX..HELD_MAX + 2)];
-    (small_bytes(), option::of(stage()), ".{0,30}", any::<u64>(), held)
-        .prop_map(|(address, stage, device, peak_flops, held)| Join {
+    let text = prop_oneof![Just(Text::Here), Just(Text::Missing)];
+    (small_bytes(), option::of(stage()), ".{0,30}", any::<u64>(), text, held)
+        .prop_map(|(address, stage, device, peak_flops, text, held)| Join {
             address,
             stage,
             device,
             peak_flops,
+            text,
             held,
         })
         .boxed()

@@ -5,7 +5,7 @@ use crate::swarm::{STAGES, keys, peer};
 use bytes::Bytes;
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::ids::{Attempt, InnerStep, MicrobatchId, PeerId, PlanNumber, SeatId, StageId};
-use trestle_protocol::message::{Join, Message, Refusal};
+use trestle_protocol::message::{Join, Message, Refusal, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, StoreItem, StoredItem, Took};
 use trestle_protocol::receipt::{Receipt, Statement};
@@ -35,7 +35,7 @@ impl Office {
         for member in MEMBERS {
             let stage = Some(StageId((member as u16 - 1) % STAGES));
             let (address, device) = (Bytes::new(), "none".into());
-            let join = Join { address, stage, device, peak_flops: 0, held: Vec::new() };
+            let join = Join { address, stage, device, peak_flops: 0, text: Text::Here, held: Vec::new() };
             office.hear(member, Message::Join(join));
         }
         for member in MEMBERS {

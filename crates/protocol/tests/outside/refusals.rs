@@ -9,7 +9,7 @@ use trestle_protocol::ids::{
 };
 use trestle_protocol::message::{
     HELD_MAX, Held, Join, Message, Outcome, Presence, Refusal, Removal, Start, StepReport, TEXT_BYTES_MAX,
-    Tensor, Wait,
+    Tensor, Text, Wait,
 };
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::receipt::{Receipt, ReceiptError, Statement};
@@ -246,7 +246,8 @@ fn the_coordinator_hears_of_work_from_those_who_do_it() {
 }
 
 fn join() -> Join {
-    Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0, held: Vec::new() }
+    let (text, held) = (Text::Here, Vec::new());
+    Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0, text, held }
 }
 
 fn too_long(field: &str) -> Refusal {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::event::{Event, Verdict};
 use trestle_protocol::ids::{Digest, InnerStep, OuterStep, PeerId, StageId};
-use trestle_protocol::message::{Held, Join, Message, Outcome, Start};
+use trestle_protocol::message::{Held, Join, Message, Outcome, Start, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, Output, StoreItem, StoredItem, Took};
 use trestle_protocol::spec::sync::SyncSpec;
@@ -173,7 +173,12 @@ impl Swarm {
 
     /// Starts a worker, with these checkpoints on its disk, and lets it find the coordinator.
     pub(crate) fn join(&mut self, index: usize, stage: Option<StageId>, held: Vec<Held>) {
-        let join = Join { address: Bytes::new(), stage, device: "none".into(), peak_flops: 0, held };
+        let (address, device, text) = (Bytes::new(), "none".into(), Text::Here);
+        self.join_as(index, Join { address, stage, device, peak_flops: 0, text, held });
+    }
+
+    /// Likewise, a worker that asks for a place in these words.
+    pub(crate) fn join_as(&mut self, index: usize, join: Join) {
         let (spec, key) = (self.spec.clone(), keys()[index].clone());
         let (coordinator, coordinator_address) = (peer(0), Bytes::new());
         let coordinator_wait = Span(0);

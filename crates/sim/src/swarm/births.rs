@@ -10,7 +10,7 @@ use crate::swarm::{COORDINATOR, Happening, Swarm, SwarmError};
 use bytes::Bytes;
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::ids::StageId;
-use trestle_protocol::message::Join;
+use trestle_protocol::message::{Join, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::pipeline::checkpoints_kept;
 use trestle_protocol::time::{Span, Time};
@@ -109,7 +109,7 @@ impl Swarm<'_> {
         let address = Bytes::copy_from_slice(&peer::id(&key).0);
         let device = format!("simulated device {index}");
         let held = self.disks.get(index).map(Disk::held).unwrap_or_default();
-        let join = Join { address, stage, device, peak_flops: 0, held };
+        let join = Join { address, stage, device, peak_flops: 0, text: Text::Here, held };
         let coordinator = peer::id(&peer::key(seed, COORDINATOR));
         let coordinator_address = Bytes::copy_from_slice(&coordinator.0);
         let config = WorkerConfig {
