@@ -101,6 +101,8 @@ pub struct Leases {
     ahead: usize,
     stop_before: Option<InnerStep>,
     smoothed: Option<Span>,
+    /// When a stage last stood still: what was out then says nothing of how long work takes.
+    stood_until: Time,
     highest_step: InnerStep,
     handed_out: HandedOut,
 }
@@ -133,6 +135,7 @@ impl Leases {
             ahead,
             stop_before: None,
             smoothed: None,
+            stood_until: Time(0),
             highest_step: handed_out.train_below.checked_sub(1).and_then(step_of).unwrap_or(start).max(start),
             handed_out,
         }
@@ -237,8 +240,8 @@ impl Leases {
             let known = settled.contains(microbatch.index);
             return Err(if known { Unsettled::Duplicate } else { Unsettled::NotLeased });
         };
-        // A second try says nothing of how long an undisturbed one takes.
-        if lease.attempt == Attempt(0) {
+        // A second try says nothing of how long an undisturbed one takes, nor does one that waited for a stage to have somebody.
+        if lease.attempt == Attempt(0) && lease.since >= self.stood_until {
             let sample = now.since(lease.since);
             self.smoothed = Some(match self.smoothed {
                 None => sample,
@@ -312,6 +315,11 @@ impl Leases {
     pub fn postpone(&mut self, now: Time) {
         let until = now + self.expiry(Attempt(0));
         self.out.values_mut().for_each(|lease| lease.expires = lease.expires.max(until));
+    }
+
+    /// Hears that a stage has somebody again for which all that is out had to wait.
+    pub fn stood_still(&mut self, now: Time) {
+        self.stood_until = now;
     }
 
     /// Returns a microbatch that was tried too often to be tried again.

@@ -428,6 +428,7 @@ impl Coordinator {
         let resumed = running.roster.resumes(stage);
         if resumed {
             out.record(Event::Resumed { stage });
+            running.leases.stood_still(now);
         }
         let plan = running.plan.clone();
         let disturbed_below = next;
@@ -478,7 +479,11 @@ impl Running {
 
     /// Gives to the first who holds the first stage again what stayed out, with nobody to take it, when its holders were lost.
     fn take_leases_back(&mut self, now: Time, newcomer: PeerId, out: &mut Outbox) {
-        let holds = |peer: PeerId| self.plan.place_of(peer).is_some_and(|place| place.stage == StageId(0));
+        // Who has a place again and has not entered it knows nothing of what it was leased before it was lost.
+        let holds = |peer: PeerId| {
+            let member = self.plan.member(peer).filter(|member| roster::has_entered(member));
+            member.is_some_and(|member| member.place.stage == StageId(0))
+        };
         let gone = self.leases.holders().into_iter().filter(|peer| *peer == newcomer || !holds(*peer));
         for peer in gone.collect::<Vec<_>>() {
             let renewed = self.leases.lost(now, peer, |_| Some(newcomer));

@@ -68,6 +68,20 @@ fn an_expired_lease_goes_to_another_and_lasts_longer() {
 }
 
 #[test]
+fn what_waited_for_a_stage_to_have_somebody_teaches_no_longer_expiry() {
+    let mut leases = leases(2);
+    let out = take(&mut leases, 0);
+    leases.settle(Time(1_000_000), out[0]).unwrap();
+    let expiry = leases.expiry(Attempt(0));
+    leases.stood_still(Time(900_000_000));
+    leases.settle(Time(901_000_000), out[1]).unwrap();
+    assert_eq!(leases.expiry(Attempt(0)), expiry);
+    let next = take(&mut leases, 901_000_000)[0];
+    leases.settle(Time(951_000_000), next).unwrap();
+    assert!(leases.expiry(Attempt(0)) > expiry, "what was leased since counts");
+}
+
+#[test]
 fn what_was_never_out_is_not_settled() {
     let mut leases = leases(1);
     take(&mut leases, 0);

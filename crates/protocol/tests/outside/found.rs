@@ -135,3 +135,18 @@ fn replicas_that_can_never_agree_do_not_try_for_ever() {
     swarm.run_for(Span::seconds(60));
     assert!(matches!(swarm.outcome(), Some(Outcome::Failed { .. })), "{:?}", swarm.outcome());
 }
+
+/// What was leased to the last of the first stage when it was lost stayed with it, though it came back to a seat that knew nothing
+/// of it, where another of the stage had entered before.
+#[test]
+fn what_was_leased_to_a_former_seat_goes_to_who_enters_first() {
+    for first in [1, 4] {
+        let other = 5 - first;
+        let mut swarm = Swarm::new(replicated(2, Schedule::Flush, SyncSpec::mean(2)), None);
+        swarm.run_until(first, |event| matches!(event, Event::Computed { task: TaskKind::Forward, .. }));
+        [first, other].into_iter().for_each(|victim| swarm.kill(victim));
+        [first, other].into_iter().for_each(|victim| swarm.join(victim, Some(StageId(0)), Vec::new()));
+        swarm.run_for(Span::seconds(60));
+        assert_eq!(swarm.outcome(), Some(&Outcome::Done), "peer {first} comes first");
+    }
+}
