@@ -18,6 +18,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 mod first;
+mod late;
 mod own;
 mod page;
 mod twice;
@@ -163,7 +164,7 @@ impl Ledger {
         self.seats.get(&seat).is_some_and(|seat| seat.stage == stage)
     }
 
-    /// Checks a receipt and credits what is new in it; returns that.
+    /// Checks a receipt and credits what is new in it; returns that, but for what a commit holds of a seat that is lost.
     ///
     /// The receiver of stage 0's work is stage 1, which takes its activations; of every other stage, the stage before,
     /// which takes its gradients. `leased_below` bounds the indices that can have been worked on.
@@ -188,11 +189,7 @@ impl Ledger {
         }
         let holds = |member: &Member| member.seat == statement.seat && member.place.stage == stage;
         if !plan.member(statement.worker).is_some_and(holds) {
-            let indices = statement.microbatches.iter().map(|trained| trained.index);
-            return Err(match self.came_late(stage, statement.worker, statement.seat, indices) {
-                Ok(()) => ReceiptError::OldSeat,
-                Err(NeverSeated) => ReceiptError::NotHolder,
-            });
+            return self.credit_late(statement).map(|()| Vec::new());
         }
         let seat = statement.seat;
         if stage == StageId(0) {
@@ -335,8 +332,10 @@ impl Ledger {
 
     /// Takes back what a lost seat was credited with and no commit holds; it is to be done again. Returns how many.
     pub fn lose(&mut self, seat: SeatId) -> u64 {
-        let Some(Seat { peer, stage, replica, .. }) = self.seats.get(&seat).copied() else { return 0 };
-        self.first.lost(seat);
+        let Some(Seat { peer, stage, replica, committed_below }) = self.seats.get(&seat).copied() else {
+            return 0;
+        };
+        self.first.lost(seat, committed_below);
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
         page.reopened.retain(|_, open| open.seat != seat);
         let lost = page.open.extract_if(.., |_, open| open.seat == seat);
@@ -375,6 +374,11 @@ impl Ledger {
         let Some(page) = self.pages.get_mut(usize::from(stage.0)) else { return 0 };
         page.held = page.durable.clone();
         page.own.forget_lost();
+        let of_stage = self.seats.values_mut().filter(|seat| seat.stage == stage);
+        of_stage.for_each(|seat| seat.committed_below = InnerStep(0));
+        if stage == StageId(0) {
+            self.first = First::default();
+        }
         let since = core::mem::take(&mut page.since);
         let mut by_peer: BTreeMap<PeerId, Vec<u64>> = BTreeMap::new();
         for (index, (seat, _)) in since {

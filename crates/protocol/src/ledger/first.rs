@@ -49,10 +49,10 @@ impl First {
         self.returned.extract_if(of(index), |_, _| true).map(|((_, seat), _)| seat).collect()
     }
 
-    /// Forgets what a lost seat did.
-    pub(super) fn lost(&mut self, seat: SeatId) {
+    /// Forgets what a lost seat did, but for what came back to it in steps that commits hold: that is in the stage's weights.
+    pub(super) fn lost(&mut self, seat: SeatId, committed_below: InnerStep) {
         self.attested.retain(|(_, by)| *by != seat);
-        self.returned.retain(|(_, by), _| *by != seat);
+        self.returned.retain(|(_, by), step| *by != seat || *step < committed_below);
     }
 }
 

@@ -293,6 +293,43 @@ fn what_came_back_to_two_is_credited_to_one_and_told_of_the_other() {
     assert_eq!((ledger.returned(SeatId(1), trained), ledger.duplicates()), (None, 1), "once");
 }
 
+/// Else it would be done again, and be in the weights twice.
+#[test]
+fn what_a_commit_holds_of_a_lost_seat_is_credited_by_a_late_receipt() {
+    let mut ledger = ledger(Finality::Commits);
+    for (index, step) in [(0, 1), (1, 2)] {
+        assert_eq!(ledger.returned(SeatId(0), trained(index, step)), None);
+    }
+    ledger.committed(&[(SeatId(0), InnerStep(2)), (SeatId(2), InnerStep(2))]);
+    assert_eq!([SeatId(0), SeatId(2)].map(|seat| ledger.lose(seat)), [0, 0]);
+    let mut later = plan();
+    later.members.retain(|member| member.peer != id(0) && member.peer != id(2));
+    for (stage, worker, by) in [(0, 0, 3), (1, 2, 1)] {
+        let mut late = |index, step| {
+            let credit = ledger.credit(&receipt(stage, worker, by, &[(index, step)]), &later, ALL);
+            (credit, ledger.is_credited(StageId(stage), index))
+        };
+        assert_eq!(late(0, 1), (Ok(vec![]), true));
+        assert_eq!(late(1, 2), (Err(ReceiptError::OldSeat), false), "no commit has seen that step");
+        assert_eq!(late(0, 1), (Ok(vec![]), true), "said again");
+    }
+    assert_eq!((ledger.credited(), ledger.duplicates()), (vec![1, 1, 0], 2), "what is lost was in vain");
+    ledger.lose_stage(StageId(1));
+    let gone = ledger.credit(&receipt(1, 2, 1, &[(0, 1)]), &later, ALL);
+    assert_eq!(gone, Err(ReceiptError::OldSeat), "the stage has no such weights any more");
+}
+
+#[test]
+fn what_a_commit_holds_of_a_lost_seat_is_told_where_another_is_credited_for_it() {
+    let mut ledger = ledger(Finality::Commits);
+    ledger.returned(SeatId(0), trained(0, 1));
+    ledger.committed(&[(SeatId(0), InnerStep(2))]);
+    ledger.lose(SeatId(0));
+    ledger.returned(SeatId(1), trained(0, 5));
+    credit(&mut ledger, receipt(0, 1, 2, &[(0, 0)])).unwrap();
+    assert_eq!((ledger.is_credited(StageId(0), 0), ledger.duplicates()), (true, 1));
+}
+
 #[test]
 fn a_receipt_that_is_later_than_the_checkpoint_is_part_of_it() {
     let mut ledger = ledger(Finality::AtOnce);

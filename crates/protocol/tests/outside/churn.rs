@@ -550,7 +550,8 @@ fn receipts_for_a_seat_that_was_lost_are_worth_nothing() {
         worker: peer(5),
         seat: SeatId(4),
         by: peer(1),
-        microbatches: vec![Trained { index: 1, step: InnerStep(0) }],
+        // A step that no commit has seen.
+        microbatches: vec![Trained { index: 0, step: InnerStep(7) }],
     };
     let receipt = Receipt::sign(statement, &keys()[1]);
     swarm.inject(peer(1), 0, Message::Receipts(vec![receipt]));
