@@ -268,6 +268,38 @@ fn weights_are_what_others_receipted() {
     assert_eq!(begin.reducers.len(), 3, "it still reduces");
 }
 
+/// A replica that starts from its own checkpoint hands in what that has, however long ago it trained it.
+#[test]
+fn what_comes_from_its_own_checkpoint_weighs_in_the_outer_step_that_is_open() {
+    let mut court = Court::new(1, 2, Weighing::Receipts);
+    court.reach_all(0);
+    (0..2).for_each(|replica| court.vote(0, replica, round(0, 1), X));
+    court.store();
+    court.arbiter.credit(InnerStep(0), place(0, 0));
+    court.arbiter.credit_again(InnerStep(0), place(0, 1));
+    court.arbiter.credit_again(InnerStep(2), place(0, 1));
+    court.said();
+    court.reach_all(1);
+    assert_eq!(
+        court.begun().contributors,
+        [(ReplicaId(1), 2)],
+        "what is only receipted late has been decided"
+    );
+}
+
+#[test]
+fn what_is_said_again_is_no_news() {
+    let mut court = equal(1, 2);
+    court.reach_all(0);
+    assert_eq!(court.arbiter.heard(), 0);
+    for _ in 0..2 {
+        court.vote(0, 0, round(0, 1), X);
+        assert_eq!(court.arbiter.heard(), 1);
+    }
+    court.vote(0, 1, round(0, 2), X);
+    assert_eq!(court.arbiter.heard(), 1, "of another try");
+}
+
 #[test]
 fn receipts_that_do_not_come_are_not_waited_for_for_ever() {
     let mut court = Court::new(1, 2, Weighing::Receipts);
