@@ -82,7 +82,10 @@ impl Coordinator {
             Phase::Reviving { session, candidates, .. } => {
                 (candidates, PlanNumber(session.plan.number.0.saturating_add(1)), Some(&session.plan))
             }
-            Phase::Gathering { candidates, next } => (candidates, *next, None),
+            // A plan that was made of a stored session may have been given up before the run went on.
+            Phase::Gathering { candidates, next } => {
+                (candidates, *next, self.durable.session.as_ref().map(|session| &session.plan))
+            }
             Phase::Preparing { .. } | Phase::Running(_) | Phase::Over => return false,
         };
         let held = |peer: PeerId| self.joins.get(&peer).map(|join| &join.held[..]).unwrap_or_default();

@@ -9,7 +9,7 @@ use trestle_protocol::ids::{
     Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PlanNumber, ReplicaId, SeatId, StageId,
 };
 use trestle_protocol::lease::Leases;
-use trestle_protocol::message::{Message, Outcome, Refusal, Start};
+use trestle_protocol::message::{Held, Message, Outcome, Refusal, Start};
 use trestle_protocol::pipeline::kept::{Answer, Asker};
 use trestle_protocol::pipeline::{Offered, Pipeline, Task};
 use trestle_protocol::plan::{Member, Place, Plan};
@@ -149,4 +149,31 @@ fn what_was_leased_to_a_former_seat_goes_to_who_enters_first() {
         swarm.run_for(Span::seconds(60));
         assert_eq!(swarm.outcome(), Some(&Outcome::Done), "peer {first} comes first");
     }
+}
+
+/// It said what it misses, as a former member would have to, and that ended the run.
+#[test]
+fn a_stranger_gets_no_place_whose_checkpoint_it_lacks_when_a_plan_is_given_up() {
+    let held = |index: usize| {
+        let place = Place { stage: StageId(index as u16 - 1), replica: ReplicaId(0) };
+        vec![Held { place, step: InnerStep(2), digest: Digest([index as u8 - 1; 32]) }]
+    };
+    let mut swarm = Swarm::new(spec(Schedule::Flush), None);
+    swarm.run_until(0, |event| matches!(event, Event::Durable { .. }));
+    (0..4).for_each(|victim| swarm.kill(victim));
+    swarm.run();
+    swarm.restart_coordinator();
+    (1..4).for_each(|member| swarm.join(member, None, held(member)));
+    let planned = swarm.events[0].len();
+    while !swarm.events[0][planned..].iter().any(|event| matches!(event, Event::Planned { .. })) {
+        swarm.turn().expect("they are heard");
+    }
+    swarm.kill(1);
+    swarm.join(4, Some(StageId(0)), Vec::new());
+    swarm.run_for(Span::seconds(10));
+    let names = |event: &Event| matches!(event, Event::Planned { members, .. } if members.iter().any(|(member, _)| *member == peer(4)));
+    assert!(!swarm.events[0].iter().any(names), "the stranger has a place");
+    swarm.join(1, None, held(1));
+    swarm.run_for(Span::seconds(120));
+    assert_eq!(swarm.outcome(), Some(&Outcome::Done));
 }
