@@ -241,10 +241,7 @@ fn who_is_asked_to_sign_has_signed_for_all_when_it_says_so() {
     desk.gradient(worker, microbatch, seat(worker));
     let microbatch = desk.backwards.pop().expect("a backward is asked for");
     desk.take(Input::Backwarded { microbatch, gradient: None, took: TOOK });
-    let of = |message: &Message| match message {
-        Message::Receipts(receipts) => receipts.len(),
-        _ => 0,
-    };
+    let of = |message: &Message| if let Message::Receipts(receipts) = message { receipts.len() } else { 0 };
     let plan = PlanNumber(1);
     desk.hear(0, Message::Sign { plan });
     let signed = desk.said.iter().position(|(_, message)| *message == Message::Signed { plan });
