@@ -480,7 +480,9 @@ impl Worker {
 /// Notes a checkpoint that is on the disk now, where the driver keeps so many of a place.
 fn note_held(join: &mut Join, new: Held, kept: usize) {
     join.held.retain(|held| held.place != new.place || held.step != new.step);
-    join.held.insert(0, new);
+    join.held.push(new);
+    // A disk lists them in whatever order; the latest are the ones that are kept.
+    join.held.sort_by_key(|held| core::cmp::Reverse(held.step));
     let mut of_place = 0;
     join.held.retain(|held| {
         of_place += usize::from(held.place == new.place);
@@ -505,4 +507,32 @@ fn bounded(mut text: String) -> String {
     let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.truncate(end);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Digest, InnerStep, ReplicaId, StageId};
+    use crate::message::Text;
+    use crate::plan::Place;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn the_latest_checkpoints_are_remembered_in_whatever_order_the_disk_lists_them() {
+        let held = |replica, step| Held {
+            place: Place { stage: StageId(0), replica: ReplicaId(replica) },
+            step: InnerStep(step),
+            digest: Digest([step as u8; 32]),
+        };
+        for listed in [[2, 4, 6, 8], [8, 6, 4, 2]] {
+            let listed = listed.map(|step| held(0, step)).into_iter().chain([held(1, 2)]).collect();
+            let (address, device) = (Bytes::new(), String::new());
+            let mut join =
+                Join { address, stage: None, device, peak_flops: 0, text: Text::Here, held: listed };
+            note_held(&mut join, held(0, 10), 4);
+            let steps: Vec<u64> = join.held.iter().map(|held| held.step.0).collect();
+            assert_eq!(steps, [10, 8, 6, 4, 2], "and that of another place");
+            assert_eq!(join.held[4].place.replica, ReplicaId(1));
+        }
+    }
 }
