@@ -314,8 +314,8 @@ impl Pipeline {
         }
     }
 
-    /// Hears how far the run is, and drops what is settled without this replica.
-    pub fn reached(&mut self, frontier: Frontier) {
+    /// Hears how far the run is; gives back what was under way here and is settled without this replica.
+    pub fn reached(&mut self, frontier: Frontier) -> Vec<(u64, Kept)> {
         self.frontier = frontier;
         let settled = |microbatch: MicrobatchId, kept: &Kept| {
             let below = match microbatch.split {
@@ -331,9 +331,12 @@ impl Pipeline {
                 None
             }
         };
-        self.kept.retain(|index, kept| Some(*index) == busy || !settled(MicrobatchId::train(*index), kept));
+        let over =
+            |index: &u64, kept: &mut Kept| Some(*index) != busy && settled(MicrobatchId::train(*index), kept);
+        let dropped = self.kept.extract_if(.., over).collect();
         let kept = &self.kept;
         self.gradients.retain(|index, _| kept.contains_key(index));
+        dropped
     }
 
     /// Hears that steps below this one may have lost work with a peer.

@@ -20,7 +20,7 @@ type Work = BTreeMap<(StageId, PeerId, SeatId), Vec<Trained>>;
 pub(super) struct Received {
     used: Work,
     late: Work,
-    /// Who was asked for a microbatch that another has answered.
+    /// Who was asked for a microbatch and may answer though nobody waits for it.
     awaited: BTreeSet<(u64, PeerId)>,
 }
 
@@ -35,9 +35,9 @@ impl Received {
         self.late.entry((stage, by, seat)).or_default().push(trained);
     }
 
-    /// Hears that one of those who were asked for a microbatch has answered, and its answer is used.
-    pub(super) fn answered(&mut self, index: u64, asked: &[PeerId], by: PeerId) {
-        let others = asked.iter().filter(|peer| **peer != by);
+    /// Hears that nothing more is waited for of those who were asked for a microbatch; one of them may have answered.
+    pub(super) fn over(&mut self, index: u64, asked: &[PeerId], answer: Option<PeerId>) {
+        let others = asked.iter().filter(|peer| Some(**peer) != answer);
         self.awaited.extend(others.map(|peer| (index, *peer)));
         while self.awaited.len() > AWAITED_MAX {
             self.awaited.pop_first();
@@ -72,11 +72,11 @@ mod tests {
     fn each_of_those_who_were_asked_may_answer_once() {
         let peers = [1, 2, 3].map(|peer| PeerId([peer; 32]));
         let mut late = Received::default();
-        late.answered(5, &peers, peers[1]);
+        late.over(5, &peers, Some(peers[1]));
         assert!(late.owed(5, peers[0]) && !late.owed(5, peers[0]), "once");
         assert!(!late.owed(5, peers[1]), "its answer is used");
         assert!(!late.owed(6, peers[2]), "of another microbatch");
-        (6..6 + AWAITED_MAX as u64).for_each(|index| late.answered(index, &peers[..2], peers[1]));
+        (6..6 + AWAITED_MAX as u64).for_each(|index| late.over(index, &peers[..2], Some(peers[1])));
         assert!(!late.owed(5, peers[2]), "too many have come since");
     }
 }

@@ -4,6 +4,8 @@
 //! a place is taken.
 
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use crate::event::Event;
 use crate::homes::Homes;
@@ -114,8 +116,13 @@ impl Traffic {
 
     pub(crate) fn reached(&mut self, frontier: Frontier) {
         self.words.reached(frontier.train_below);
-        if let Some(pipeline) = &mut self.pipeline {
-            pipeline.reached(frontier);
+        let next = self.next();
+        let dropped = self.pipeline.as_mut().map(|pipeline| pipeline.reached(frontier));
+        for (index, kept) in dropped.unwrap_or_default() {
+            self.received.over(index, &kept.asked, kept.answer.map(|answer| answer.from));
+            if let Some(Answer { from, seat, trained: Some(step) }) = kept.answer {
+                self.received.late(next, (from, seat), Trained { index, step });
+            }
         }
     }
 
@@ -170,6 +177,11 @@ impl Traffic {
             return out.refuse(from, Refusal::NotYours { peer: from });
         }
         for &microbatch in microbatches {
+            // The coordinator has not heard of it yet, and is told of it again.
+            if attempt == Attempt(0) && self.words.has_trained(microbatch) {
+                out.record(Event::Duplicate { microbatch, from });
+                continue;
+            }
             let entered = self.pipeline.as_mut().ok_or(Refusal::Busy { microbatch });
             match entered.and_then(|at| at.offer(microbatch, attempt, needs.clone(), Asker::Lease, None)) {
                 Ok(Offered::Queued | Offered::Merged) => {}
@@ -358,9 +370,7 @@ impl Traffic {
         let version = pipeline.version();
         let returned = pipeline.backwarded(microbatch);
         let (index, stage) = (microbatch.index, self.place.stage);
-        if let Some(answer) = returned.answer {
-            self.received.answered(index, &returned.asked, answer.from);
-        }
+        self.received.over(index, &returned.asked, returned.answer.map(|answer| answer.from));
         if let Some(Answer { from, seat, trained: Some(step) }) = returned.answer {
             self.receive(StageId(stage.0 + 1), (from, seat), Trained { index, step });
         }

@@ -36,6 +36,12 @@ impl Words {
         self.present.settled.insert(microbatch, (attempt, trained));
     }
 
+    /// Returns whether a microbatch that was trained here came back to the first stage.
+    pub(super) fn has_trained(&self, microbatch: MicrobatchId) -> bool {
+        let mut back = self.pages().filter_map(|page| page.settled.get(&microbatch));
+        back.any(|(_, trained)| trained.is_some())
+    }
+
     /// Notes a loss.
     pub(super) fn loss(&mut self, microbatch: MicrobatchId, attempt: Attempt, loss: f32) {
         self.present.losses.insert(microbatch, (attempt, loss));
@@ -70,9 +76,13 @@ impl Words {
         }
     }
 
+    fn pages(&self) -> impl Iterator<Item = &Page> {
+        self.before.iter().map(|(_, page)| page).chain([&self.present])
+    }
+
     /// Says all of it again, as who has that seat.
     pub(super) fn repeat(&self, to: PeerId, seat: SeatId, out: &mut Outbox) {
-        for page in self.before.iter().map(|(_, page)| page).chain([&self.present]) {
+        for page in self.pages() {
             for (&microbatch, &(attempt, loss)) in &page.losses {
                 out.send(to, Message::Loss { microbatch, attempt, loss });
             }
@@ -116,6 +126,20 @@ mod tests {
         words.saved(InnerStep(2), Digest([1; 32]), Span(3));
         (0..3).for_each(|_| words.turn(0));
         assert_eq!(said(&words), 1, "a checkpoint counts until the next");
+    }
+
+    #[test]
+    fn what_was_trained_is_known_as_long_as_its_word_is() {
+        let mut words = Words::default();
+        words.settled(MicrobatchId::train(0), Attempt(0), Some(InnerStep(0)));
+        words.settled(MicrobatchId::train(1), Attempt(1), None);
+        words.turn(0);
+        assert_eq!(
+            [0, 1, 2].map(|index| words.has_trained(MicrobatchId::train(index))),
+            [true, false, false]
+        );
+        words.turn(0);
+        assert!(!words.has_trained(MicrobatchId::train(0)));
     }
 
     #[test]

@@ -106,3 +106,25 @@ fn what_came_back_to_a_first_stage_that_has_lost_its_place_is_counted_once() {
         assert_eq!(twice(&mut swarm, victim), counted, "seat {seat}");
     }
 }
+
+#[test]
+fn a_lease_that_is_told_again_is_not_done_again() {
+    let first = 1;
+    let mut swarm = Swarm::new(spec(), None);
+    swarm.run_until(first, |event| matches!(event, Event::Computed { task: TaskKind::Backward, .. }));
+    let of = |event: &Event, wanted: TaskKind| match event {
+        Event::Computed { microbatch, task, .. } if *task == wanted => *microbatch,
+        _ => None,
+    };
+    let done = swarm.events[first].iter().find_map(|event| of(event, TaskKind::Backward));
+    let microbatch = done.expect("it has computed a backward");
+    let (attempt, needs, expires_in) = (Attempt(0), Needs::All, Span::seconds(60));
+    let lease = Message::Lease { microbatches: vec![microbatch], attempt, needs, expires_in };
+    swarm.inject(peer(0), first, lease);
+    swarm.turn().expect("it is heard");
+    assert!(swarm.events[first].contains(&Event::Duplicate { microbatch, from: peer(0) }));
+    swarm.run();
+    assert_eq!(swarm.outcome(), Some(&Outcome::Done));
+    let again = |event: &&Event| of(event, TaskKind::Forward) == Some(microbatch);
+    assert_eq!(swarm.events[first].iter().filter(again).count(), 1);
+}

@@ -214,7 +214,8 @@ fn what_is_settled_is_dropped_and_not_taken_again() {
     assert_eq!(forward(&mut pipeline), Some(0));
     gradient(&mut pipeline, 0);
     redo(&mut pipeline, 2, only(&[1])).unwrap();
-    pipeline.reached(settled(3));
+    let dropped = pipeline.reached(settled(3));
+    assert_eq!(dropped.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0], "only that was begun");
     assert_eq!(pipeline.kept_bytes(), 0);
     let late = pipeline.offer_gradient(train(0), answer(NEXT, None), Bytes::new());
     assert_eq!(late, Ok(Offered::Duplicate), "no refusal of honest work");
