@@ -389,6 +389,13 @@ impl Leases {
         self.highest_step
     }
 
+    /// Returns the first step of which nothing has come back, and little has begun where work is not lost.
+    pub fn next_to_begin(&self) -> InnerStep {
+        let first_try = self.out.iter().filter(|(_, lease)| lease.attempt == Attempt(0));
+        let begun = first_try.filter_map(|(microbatch, _)| self.agenda.step_of(*microbatch)).min();
+        begun.map_or(self.highest_step, |begun| InnerStep(begun.0 + 1))
+    }
+
     /// Returns how far work is handed out.
     pub fn handed_out(&self) -> HandedOut {
         self.handed_out

@@ -62,9 +62,9 @@ pub enum Message {
     },
     /// Coordinator to a worker that joined under way: take part from here on.
     Enter {
-        /// The open outer step, to which it contributes nothing yet; `None` where replicas do not exchange weights.
+        /// The open outer step, to which it contributes what it trains from here on; `None` where replicas do not exchange weights.
         outer: Option<OuterStep>,
-        /// The inner step at which it enters: the border of that outer step.
+        /// The inner step at which it enters: one on the way to the border of that outer step, or the border.
         step: InnerStep,
         /// What its state has beyond the stage's commits: its place's own checkpoint had it, and it is credited for it.
         trained: Vec<Trained>,

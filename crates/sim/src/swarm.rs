@@ -108,7 +108,7 @@ pub struct SimOutcome {
     pub kept_bytes_max: usize,
     /// Whether it was followed what weights consist of.
     pub followed: bool,
-    /// What the members that were there at the end held.
+    /// What the members that were there at the end held, and what the last checkpoint holds of those who were lost after it.
     pub held: BTreeMap<Place, Holding>,
     /// Of a running that was stuck, the stages whose last durable checkpoint is on no disk that is left: nobody can mend that.
     pub shardless: Vec<StageId>,
@@ -207,7 +207,8 @@ pub struct Swarm<'a> {
     kept_bytes_max: usize,
     endings: Vec<Ending>,
     followed: bool,
-    held: BTreeMap<Place, Holding>,
+    /// With whose it is.
+    held: BTreeMap<Place, (usize, Holding)>,
     broken: BTreeSet<String>,
     waits: Vec<String>,
     shardless: Vec<StageId>,
@@ -325,7 +326,7 @@ impl<'a> Swarm<'a> {
             wire_bytes: self.wire_bytes,
             kept_bytes_max: self.kept_bytes_max,
             followed: self.followed,
-            held: self.held,
+            held: self.held.into_iter().map(|(place, (_, holding))| (place, holding)).collect(),
             broken: self.broken.into_iter().collect(),
             waits: self.waits,
             shardless: self.shardless,
@@ -360,6 +361,7 @@ impl<'a> Swarm<'a> {
             self.shardless = self.shardless();
         }
         self.note_broken();
+        self.forget_the_lost();
         self.peers.clear();
         self.endings.push(ending.clone());
         ending
@@ -367,13 +369,17 @@ impl<'a> Swarm<'a> {
 
     /// Lists the stages of whose last durable checkpoint no peer that is up has a replica's part.
     fn shardless(&self) -> Vec<StageId> {
-        let Some(state) = &self.durable else { return Vec::new() };
-        let wanted = durable::checkpoints(&self.config.spec, state).expect("it was stored by this run");
+        let wanted = self.durable_checkpoints();
         let up = self.peers.iter().zip(&self.disks).filter(|(peer, _)| peer.life == Life::Up);
         let held: Vec<Held> = up.flat_map(|(_, disk)| disk.held()).collect();
         let has = |stage: &StageId| wanted.iter().any(|one| one.place.stage == *stage && held.contains(one));
         let stages = (0..self.config.spec.stages()).map(StageId);
         stages.filter(|stage| !wanted.is_empty() && !has(stage)).collect()
+    }
+
+    fn durable_checkpoints(&self) -> Vec<Held> {
+        let Some(state) = &self.durable else { return Vec::new() };
+        durable::checkpoints(&self.config.spec, state).expect("it was stored by this run")
     }
 
     fn next_deadline(&self) -> Option<(Time, usize)> {

@@ -41,7 +41,9 @@ impl Coordinator {
         let agenda = self.agenda;
         let Phase::Running(running) = &mut self.phase else { return };
         let Some((&step, saves)) = running.saves.last_key_value() else { return };
-        let due = running.plan.members.iter().filter(|member| member.enters <= step);
+        // Who enters at a border comes behind it, but at the end, where all write what they end with.
+        let first = InnerStep(step.0 + u64::from(step == agenda.steps()));
+        let due = running.plan.members.iter().filter(|member| member.enters < first);
         let stages = (0..self.spec.stages()).map(StageId);
         let whole = due.map(|member| member.place).all(|place| saves.contains_key(&place))
             && stages.into_iter().all(|stage| saves.keys().any(|place| place.stage == stage));

@@ -377,7 +377,7 @@ impl Coordinator {
         self.announce_plan(Some((peer, Message::Placed { plan, start, frontier })), out);
     }
 
-    /// Lets newcomers enter that have what the stage has, at the border of the open outer step.
+    /// Lets newcomers enter that have what the stage has, in the open outer step or at its border.
     fn let_enter(&mut self, now: Time, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
         for peer in running.roster.ready() {
@@ -400,8 +400,16 @@ impl Coordinator {
                 let open = arbiter.open();
                 let Some(border) = running.agenda.outer_border_or_end(open) else { return };
                 arbiter.seat(&member);
-                let enters = if running.roster.is_stalled(stage) { border } else { border.max(next) };
-                (Some(open), border, enters)
+                // What is leased already has its first stage, and only that.
+                let first = if stage == StageId(0) { next } else { running.leases.next_to_begin().min(next) };
+                let on_the_way = running.agenda.outer_of(first) == Some(open);
+                let (step, enters) = match running.roster.is_stalled(stage) {
+                    true => (border, border),
+                    // Its weights are those of the border before, as those of the others were there.
+                    false if on_the_way => (first, first),
+                    false => (border, border.max(first)),
+                };
+                (Some(open), step, enters)
             }
             Some(_) | None => {
                 let step = match arrival.start {

@@ -302,7 +302,8 @@ impl Seat {
         pipeline.expects_from(enters.max(step));
         pipeline.reached(self.frontier);
         pipeline.has_trained(trained);
-        if let Some(outer) = outer {
+        // Before the border it comes there as the others do.
+        if let Some(outer) = outer.filter(|outer| who.agenda.outer_of(step) != Some(*outer)) {
             pipeline.enter(outer);
         }
         self.traffic.open(pipeline);

@@ -1,6 +1,7 @@
 //! What comes from outside: arbitrary bytes, hostile messages, and stored state that is not what it was.
 
 mod arbiter;
+mod arrivals;
 mod churn;
 mod court;
 mod desk;

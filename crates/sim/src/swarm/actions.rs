@@ -9,7 +9,8 @@ use crate::swarm::hearsay::heard;
 use crate::swarm::{COORDINATOR, Happening, Holding, Swarm, SwarmError};
 use bytes::Bytes;
 use trestle_protocol::event::Event;
-use trestle_protocol::message::Outcome;
+use trestle_protocol::ids::InnerStep;
+use trestle_protocol::message::{Held, Outcome};
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Action, Input, StoreItem, StoredItem, Took};
 use trestle_protocol::time::{Span, Time};
@@ -186,7 +187,6 @@ impl Swarm<'_> {
             Event::Seated { peer, .. } => self.entered.extend(self.by_id.get(peer)),
             Event::Removed { peer, place, .. } => {
                 self.holders.remove(place);
-                self.held.remove(place);
                 if let Some(index) = self.by_id.get(peer) {
                     self.entered.remove(index);
                 }
@@ -229,7 +229,22 @@ impl Swarm<'_> {
         let (Some(place), Some(worker)) = (place, worker) else { return };
         let Some(descent) = worker.compute.descent().filter(|_| *outcome == Outcome::Done) else { return };
         let (weights, owed) = (descent.weights().clone(), descent.owed().clone());
-        self.held.insert(place, Holding { weights, owed, digest: descent.digest() });
+        self.held.insert(place, (index, Holding { weights, owed, digest: descent.digest() }));
+    }
+
+    /// Forgets what those held who have lost their place since, but for what the run's last checkpoint has of it, on a disk that
+    /// is left.
+    pub(super) fn forget_the_lost(&mut self) {
+        let last = InnerStep(self.config.spec.training.steps);
+        let durable = self.durable_checkpoints();
+        let (holders, entered, disks, peers) = (&self.holders, &self.entered, &self.disks, &self.peers);
+        self.held.retain(|place, (owner, _)| {
+            let has_place = holders.get(place) == Some(owner) && entered.contains(owner);
+            let is_up = peers.get(*owner).is_some_and(|peer| peer.life != Life::Down);
+            let on_disk = disks.get(*owner).and_then(|disk| disk.read(*place, last));
+            let kept = |(digest, _)| durable.contains(&Held { place: *place, step: last, digest });
+            has_place || is_up && on_disk.is_some_and(kept)
+        });
     }
 
     /// Notes what was asked of each worker's compute and should never have been.
