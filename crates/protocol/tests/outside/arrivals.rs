@@ -23,8 +23,10 @@ fn a_newcomer_works_before_the_next_border_and_contributes_there() {
             let mut swarm = Swarm::new(spec, None);
             let begun = |event: &Event| matches!(event, Event::Step(step) if step.step.0 == u64::from(INNER_STEPS) + 2);
             swarm.run_until(0, begun);
-            swarm.kill(usize::from(stage) + 4);
-            swarm.join(7, Some(StageId(stage)), Vec::new());
+            // Who comes again says itself that its place is free; until a silent one is given up, others stand at the border.
+            let again = usize::from(stage) + 4;
+            swarm.kill(again);
+            swarm.join(again, Some(StageId(stage)), Vec::new());
             swarm.run_for(PATIENCE);
             check_ended_well(&swarm, &case);
             let [(place, enters)] = seated(&swarm)[..] else { panic!("{case}: {:?}", seated(&swarm)) };
