@@ -42,10 +42,6 @@ struct Seat {
     committed_below: InnerStep,
 }
 
-/// A seat that was never given to that peer at that stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NeverSeated;
-
 /// The credits of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
@@ -229,25 +225,6 @@ impl Ledger {
     pub fn returned_to(&self, index: u64) -> Option<(PeerId, SeatId)> {
         let seat = self.first.returned_to(index)?;
         self.seats.get(&seat).map(|Seat { peer, .. }| (*peer, seat))
-    }
-
-    /// Counts what a peer did in a seat that it has lost since: others do it in its place.
-    ///
-    /// # Errors
-    /// It never had that seat.
-    pub fn came_late(
-        &mut self,
-        stage: StageId,
-        worker: PeerId,
-        seat: SeatId,
-        indices: impl Iterator<Item = u64>,
-    ) -> Result<(), NeverSeated> {
-        let had = self.seats.get(&seat).is_some_and(|had| had.peer == worker && had.stage == stage);
-        if !had {
-            return Err(NeverSeated);
-        }
-        indices.for_each(|index| self.done_twice(stage, seat, index));
-        Ok(())
     }
 
     /// Counts, once, what a seat did although another is credited with it, or will be.

@@ -108,7 +108,8 @@ impl Rebalancer {
     /// Looks at one window of measurements, at the border of an outer step, and returns a move if one is due.
     ///
     /// The stage that needs it most receives a peer if min(speed) / min(speed after the move) < 3/4, over the two
-    /// stages the move concerns, in two windows on end and for half a minute. Over all stages it could never begin when two are equally slow.
+    /// stages the move concerns, in two windows on end and for half a minute. Over all stages it could never begin when two
+    /// are equally slow.
     /// Each move raises the lower of two speeds by a third at least, so that without new measurements no series of
     /// moves comes back to where it was. No stage is left empty.
     ///

@@ -86,8 +86,7 @@ impl Coordinator {
         let holds = running.plan.member(from).is_some_and(|member| member.seat == seat);
         let leased = microbatch.split == Split::Train && index < running.leases.leased_below();
         if leased && !holds {
-            // Who never had that seat is refused like any stranger.
-            _ = running.ledger.came_late(StageId(0), from, seat, core::iter::once(index));
+            running.ledger.returned_late(from, seat, index);
         }
     }
 

@@ -1,9 +1,9 @@
-//! Receipts that come when their worker has lost its seat.
+//! Words of work that come when who did it has lost its seat.
 //!
 //! Owns what they are worth: what a commit holds is in the stage's weights whoever leaves, and would be there twice if it were
 //! done again. Knows nothing of how a seat is lost.
 
-use crate::ids::{InnerStep, SeatId, StageId};
+use crate::ids::{InnerStep, PeerId, SeatId, StageId};
 use crate::ledger::Ledger;
 use crate::receipt::{ReceiptError, Statement};
 use crate::work::Trained;
@@ -31,6 +31,15 @@ impl Ledger {
             }
         }
         if lost { Err(ReceiptError::OldSeat) } else { Ok(()) }
+    }
+
+    /// Counts what came back to a peer at the first stage in a seat that it has lost since: others do it in its place. Who never had
+    /// that seat has done nothing.
+    pub fn returned_late(&mut self, worker: PeerId, seat: SeatId, index: u64) {
+        let first = StageId(0);
+        if self.seats.get(&seat).is_some_and(|had| had.peer == worker && had.stage == first) {
+            self.done_twice(first, seat, index);
+        }
     }
 
     /// Returns the work with its step, where that is below one; the step of the first stage's is known from its return.
