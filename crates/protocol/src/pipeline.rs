@@ -278,7 +278,9 @@ impl Pipeline {
         if under_way || self.gradients.contains_key(&index) {
             return Ok(Offered::Duplicate);
         }
-        let known = self.trained.contains_key(&index) || self.is_settled(microbatch);
+        let known = self.trained.contains_key(&index)
+            || self.is_settled(microbatch)
+            || self.has_given_way(index, answer.from);
         match self.kept.get_mut(&index) {
             Some(kept) if kept.was_sent_to(answer.from) => {
                 kept.answer = Some(answer);

@@ -47,6 +47,8 @@ pub struct Kept {
     pub(crate) sent_to: Vec<(PeerId, Time)>,
     /// All it was ever sent to: whoever answers is heard, also one that is not waited for any more.
     pub(crate) asked: Vec<PeerId>,
+    /// Whom it had gone to when it gave way to earlier work.
+    pub(crate) before: Option<PeerId>,
     /// Who of the next stage would not take it now.
     pub(crate) refused_by: Vec<PeerId>,
     /// Whose gradient is used.
@@ -71,6 +73,7 @@ impl Kept {
             output: None,
             sent_to: Vec::new(),
             asked: Vec::new(),
+            before: None,
             refused_by: Vec::new(),
             answer: None,
         }
@@ -106,6 +109,13 @@ impl Kept {
     /// Lets a peer owe its answer no longer; returns whether it did.
     pub(crate) fn excuse(&mut self, peer: PeerId) -> bool {
         self.asked.extract_if(.., |asked| *asked == peer).count() > 0
+    }
+
+    /// Lets the output go, which the forward gives again and which is to be sent again then.
+    pub(crate) fn give_way(&mut self) {
+        self.before = self.waits_for().map(|(peer, _)| peer).or(self.before);
+        (self.output, self.answer) = (None, None);
+        self.sent_to.clear();
     }
 
     /// Returns who is waited for, and since when.

@@ -74,9 +74,9 @@ fn forward(pipeline: &mut Pipeline) -> Option<u64> {
     Some(microbatch.index)
 }
 
-/// Runs every forward that may start, and returns their indices.
+/// Runs every forward that may start, and returns their indices; of a queue that spins, the first hundred.
 fn forwards(pipeline: &mut Pipeline) -> Vec<u64> {
-    core::iter::from_fn(|| forward(pipeline)).collect()
+    core::iter::from_fn(|| forward(pipeline)).take(100).collect()
 }
 
 fn gradient(pipeline: &mut Pipeline, index: u64) {

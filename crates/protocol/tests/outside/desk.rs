@@ -3,6 +3,7 @@
 use crate::replicas::replicated;
 use crate::swarm::{STAGES, keys, peer};
 use bytes::Bytes;
+use trestle_protocol::event::Event;
 use trestle_protocol::ids::{
     Attempt, InnerStep, MicrobatchId, PeerId, PlanNumber, ReplicaId, SeatId, StageId, WeightVersion,
 };
@@ -11,8 +12,8 @@ use trestle_protocol::node::Node;
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::port::{Action, Input, Output, Took};
 use trestle_protocol::receipt::Statement;
-use trestle_protocol::spec::Schedule;
 use trestle_protocol::spec::sync::SyncSpec;
+use trestle_protocol::spec::{RunSpec, Schedule};
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::work::{Frontier, Needs};
 use trestle_protocol::worker::WorkerConfig;
@@ -39,12 +40,17 @@ fn plan() -> Plan {
     Plan { number: PlanNumber(1), coordinator: peer(0), members, turns: Vec::new() }
 }
 
+fn spec() -> RunSpec {
+    replicated(2, Schedule::Async { staleness_max: 1 }, SyncSpec::mean(2))
+}
+
 struct Desk {
     node: Node,
     now: Time,
     plan: Plan,
     boundary: Bytes,
     said: Vec<(PeerId, Message)>,
+    events: Vec<Event>,
     /// Backwards that were asked for and are not done.
     backwards: Vec<MicrobatchId>,
 }
@@ -52,11 +58,10 @@ struct Desk {
 impl Desk {
     /// Opens with the place taken.
     fn open() -> Self {
-        Self::placed(plan())
+        Self::placed(plan(), spec())
     }
 
-    fn placed(plan: Plan) -> Self {
-        let spec = replicated(2, Schedule::Async { staleness_max: 1 }, SyncSpec::mean(2));
+    fn placed(plan: Plan, spec: RunSpec) -> Self {
         let boundary = Bytes::from(vec![7; spec.boundary_bytes()]);
         let (address, device) = (Bytes::new(), "none".into());
         let (stage, text, held) = (Some(StageId(0)), Text::Here, Vec::new());
@@ -69,8 +74,8 @@ impl Desk {
             coordinator_wait: Span(0),
             join,
         });
-        let (said, backwards) = (Vec::new(), Vec::new());
-        let mut desk = Self { node, now: Time(0), plan, boundary, said, backwards };
+        let (said, events, backwards) = (Vec::new(), Vec::new(), Vec::new());
+        let mut desk = Self { node, now: Time(0), plan, boundary, said, events, backwards };
         desk.take(Input::Connected { peer: peer(0) });
         let (plan, start, frontier) = (desk.plan.clone(), Start::Fresh, Frontier::default());
         desk.hear(0, Message::Placed { plan, start, frontier });
@@ -96,7 +101,7 @@ impl Desk {
                         inputs.push_back(Input::Forwarded { microbatch, output, took: TOOK });
                     }
                     Action::Backward { microbatch, .. } => self.backwards.push(microbatch),
-                    Action::Record(_) => {}
+                    Action::Record(event) => self.events.push(event),
                     other => panic!("a worker with one microbatch does not ask for {other:?}"),
                 }
             }
@@ -219,12 +224,36 @@ fn what_was_sent_to_one_that_is_gone_goes_to_the_other_as_it_was() {
     }
 }
 
+/// Both may train it then, and whoever reads the log must know of it.
+#[test]
+fn what_gave_way_and_goes_to_another_replica_after_that_is_said_to_go_another_way() {
+    let mut spec = spec();
+    (spec.pipeline.schedule, spec.sync.delay) = (Schedule::Async { staleness_max: 8 }, 1);
+    (spec.evaluation.every, spec.checkpoint.every) = (0, 0);
+    let mut desk = Desk::placed(plan(), spec);
+    let lease = |microbatches: core::ops::Range<u64>| {
+        let microbatches = microbatches.map(MicrobatchId::train).collect();
+        let (attempt, needs, expires_in) = (Attempt(1), Needs::All, Span::seconds(300));
+        Message::Lease { microbatches, attempt, needs, expires_in }
+    };
+    [1..20, 20..35].into_iter().for_each(|lost| desk.hear(0, lease(lost)));
+    assert_eq!(desk.activations().len(), 34, "3 in flight, and as many as may wait");
+    let first = desk.lease(MicrobatchId::train(0));
+    let last = desk.plan.place_of(peer(first)).map(|place| place.replica);
+    assert_eq!(last, Some(ReplicaId(0)), "34 fell to the same replica");
+    desk.enrol(|members| members.retain(|member| member.peer != peer(first)));
+    desk.gradient(5, MicrobatchId::train(0), seat(5));
+    desk.receipts();
+    let (from, to) = (peer(first), peer(5));
+    assert!(desk.events.contains(&Event::Rerouted { microbatch: MicrobatchId::train(34), from, to }));
+}
+
 /// The word by which it enters may be behind the lease: nobody would say that again before it expires.
 #[test]
 fn who_is_leased_work_before_it_enters_asks_to_be_told_again() {
     let mut plan = plan();
     plan.members[ME - 1].enters = InnerStep(u64::MAX);
-    let mut desk = Desk::placed(plan);
+    let mut desk = Desk::placed(plan, spec());
     let microbatch = MicrobatchId::train(0);
     let (microbatches, attempt, needs) = (vec![microbatch], Attempt(0), Needs::All);
     desk.said.clear();

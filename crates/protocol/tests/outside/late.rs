@@ -112,9 +112,9 @@ fn a_lease_that_is_told_again_is_not_done_again() {
     let first = 1;
     let mut swarm = Swarm::new(spec(), None);
     swarm.run_until(first, |event| matches!(event, Event::Computed { task: TaskKind::Backward, .. }));
-    let of = |event: &Event, wanted: TaskKind| match event {
-        Event::Computed { microbatch, task, .. } if *task == wanted => *microbatch,
-        _ => None,
+    let of = |event: &Event, wanted: TaskKind| {
+        let Event::Computed { microbatch, task, .. } = event else { return None };
+        microbatch.filter(|_| *task == wanted)
     };
     let done = swarm.events[first].iter().find_map(|event| of(event, TaskKind::Backward));
     let microbatch = done.expect("it has computed a backward");

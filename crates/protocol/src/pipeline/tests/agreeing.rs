@@ -170,3 +170,54 @@ fn a_replica_waits_only_for_what_falls_to_it_by_the_turns_of_the_plan() {
     pipeline.take_turns(Homes::of(&plan, &pipeline.agenda, STAGE));
     assert_eq!(step(&mut pipeline, 1), 0, "all of it falls to the other");
 }
+
+/// What is lost on the way to a border needs room, although all that has it waits for what the border brings.
+#[test]
+fn what_waits_behind_a_border_with_its_gradient_gives_way_too() {
+    let mut pipeline = queue(|spec| {
+        spec.pipeline.replicas = 2;
+        spec.pipeline.schedule = Schedule::Async { staleness_max: 8 };
+        spec.sync = SyncSpec { delay: 1, ..SyncSpec::mean(2) };
+        spec.training.steps = 16;
+        spec.evaluation.every = 0;
+        spec.checkpoint.every = 0;
+    });
+    for index in 24..58 {
+        assert_eq!(redo(&mut pipeline, index, Needs::All), Ok(Offered::Queued));
+        assert_eq!(forwards(&mut pipeline), [index], "3 in flight, and as many as may wait");
+    }
+    pipeline.reached(settled(24));
+    assert_eq!([step(&mut pipeline, 0), step(&mut pipeline, 1)], [0, 0]);
+    assert!(matches!(pipeline.start(), Some(Task::Snapshot { .. })));
+    pipeline.snapshotted();
+    assert_eq!(step(&mut pipeline, 2), 0);
+    (24..58).for_each(|index| gradient(&mut pipeline, index));
+    assert_eq!(pipeline.start(), None, "it is of steps behind the border");
+    redo(&mut pipeline, 5, Needs::All).unwrap();
+    assert_eq!(finish(&mut pipeline, 5).0, Duty::Train);
+    assert_eq!(pipeline.start(), None);
+    pipeline.committed();
+    let forwarded = core::iter::from_fn(|| go_on(&mut pipeline)).flatten().next();
+    assert_eq!(forwarded, Some(train(57)), "when all others are done");
+    assert_eq!(pipeline.unanswered().map(|(index, _)| index).last(), Some(57), "it is asked for again");
+}
+
+/// Runs the next computation, whatever it is, and commits what is exchanged; gives which microbatch is forwarded, if one is.
+fn go_on(pipeline: &mut Pipeline) -> Option<Option<MicrobatchId>> {
+    let task = pipeline.start()?;
+    match task {
+        Task::Forward { microbatch, .. } => {
+            pipeline.forwarded(microbatch, bytes());
+            return Some(Some(microbatch));
+        }
+        Task::Backward { microbatch, .. } => drop(pipeline.backwarded(microbatch)),
+        Task::Step { .. } => _ = pipeline.stepped(),
+        Task::Save { .. } => pipeline.saved(),
+        Task::Snapshot { .. } => {
+            pipeline.snapshotted();
+            pipeline.committed();
+        }
+        Task::Adopt { .. } => pipeline.adopted(),
+    }
+    Some(None)
+}

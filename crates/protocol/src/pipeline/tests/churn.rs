@@ -136,6 +136,70 @@ fn what_goes_before_the_bound_has_one_of_its_own() {
     assert_eq!(forwards(&mut pipeline), [20]);
 }
 
+/// A queue at border 8 that is full of what was lost once, of 33 to 52: none of it came back, and each was sent on.
+fn crowded() -> Pipeline {
+    let mut spec = spec();
+    spec.pipeline.schedule = Schedule::Async { staleness_max: 8 };
+    (spec.training.steps, spec.evaluation.every, spec.checkpoint.every) = (16, 8, 0);
+    let mut pipeline = Pipeline::new(&spec, InnerStep(8), STAGE, ReplicaId(0));
+    for index in 33..=52 {
+        assert_eq!(redo(&mut pipeline, index, Needs::All), Ok(Offered::Queued));
+        assert_eq!(forwards(&mut pipeline), [index]);
+    }
+    pipeline
+}
+
+#[test]
+fn at_that_bound_the_latest_gives_way_to_earlier_work_and_is_forwarded_again() {
+    let mut pipeline = crowded();
+    redo(&mut pipeline, 53, Needs::All).unwrap();
+    assert_eq!(forwards(&mut pipeline), [], "the latest of all waits");
+    let bytes_before = pipeline.kept_bytes();
+    offer(&mut pipeline, train(32)).unwrap();
+    assert_eq!(forwards(&mut pipeline), [32], "the next stage may take none of the others before it");
+    assert_eq!(pipeline.kept_bytes(), bytes_before, "and no more is kept");
+    assert_eq!(pipeline.take_displaced(), [], "nobody needs to send anything again");
+    gradient(&mut pipeline, 32);
+    assert_eq!(backward(&mut pipeline), Some(32));
+    assert!(matches!(pipeline.start(), Some(Task::Forward { microbatch, .. }) if microbatch == train(52)));
+    pipeline.forwarded(train(52), bytes());
+    let again = pipeline.unanswered().last().map(|(index, kept)| (index, kept.waits_for(), kept.before));
+    assert_eq!(again, Some((52, None, Some(NEXT))), "it is sent again, wherever to");
+    pipeline.resend(52, NEXT, Time(1));
+    gradient(&mut pipeline, 52);
+    let (index, duty, returned) = back(&mut pipeline).unwrap();
+    assert_eq!((index, duty, returned.askers), (52, Duty::Train, vec![BEFORE]));
+    assert_eq!(forwards(&mut pipeline), [53], "nothing is lost on the way");
+}
+
+#[test]
+fn nothing_gives_way_to_an_evaluation_of_which_nothing_is_kept() {
+    let mut pipeline = crowded();
+    let bytes_before = pipeline.kept_bytes();
+    offer(&mut pipeline, MicrobatchId::held_out(0)).unwrap();
+    assert_eq!(forwards(&mut pipeline), [0]);
+    assert_eq!(pipeline.kept_bytes(), bytes_before);
+}
+
+#[test]
+fn an_answer_to_what_gave_way_is_taken_for_a_duplicate_until_it_is_asked_for_again() {
+    let mut pipeline = crowded();
+    offer(&mut pipeline, train(32)).unwrap();
+    assert_eq!(forwards(&mut pipeline), [32]);
+    let answered =
+        |pipeline: &mut Pipeline, from| pipeline.offer_gradient(train(52), answer(from, None), Bytes::new());
+    assert_eq!(answered(&mut pipeline, NEXT), Ok(Offered::Duplicate), "no refusal of honest work");
+    assert_eq!(answered(&mut pipeline, OTHER_NEXT), Err(Refusal::NotOwed { microbatch: train(52) }));
+    gradient(&mut pipeline, 32);
+    assert_eq!(backward(&mut pipeline), Some(32));
+    assert!(matches!(pipeline.start(), Some(Task::Forward { .. })));
+    assert_eq!(answered(&mut pipeline, NEXT), Ok(Offered::Duplicate), "nor while it is forwarded");
+    pipeline.forwarded(train(52), bytes());
+    assert_eq!(pipeline.start(), None, "what came too early is not used");
+    assert_eq!(answered(&mut pipeline, NEXT), Ok(Offered::Queued));
+    assert_eq!(backward(&mut pipeline), Some(52));
+}
+
 #[test]
 fn no_order_is_waited_for_in_a_disturbed_step() {
     let mut pipeline = queue(|_| {});

@@ -145,7 +145,7 @@ impl Traffic {
                 }
                 Some(_) | None => {}
             }
-            let before = target.map(|(peer, _)| peer);
+            let before = target.map(|(peer, _)| peer).or(kept.before);
             let refused = kept.refused_by.clone();
             let tried = kept.sent_to.iter().map(|(peer, _)| *peer).chain(refused.iter().copied()).collect();
             let again = before.filter(|peer| back(*peer) && sound(*peer));

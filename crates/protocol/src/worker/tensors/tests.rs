@@ -59,9 +59,9 @@ fn settled_without(traffic: &mut Traffic, who: &Identity, answered: bool) {
 fn signed(traffic: &mut Traffic, who: &Identity) -> Vec<(StageId, PeerId, Vec<Trained>)> {
     let mut out = Outbox::default();
     traffic.say_receipts(who, &mut out);
-    let said = core::iter::from_fn(|| out.pop()).filter_map(|action| match action {
-        Action::Send { message: Message::Receipts(receipts), .. } => Some(receipts),
-        _ => None,
+    let said = core::iter::from_fn(|| out.pop()).filter_map(|action| {
+        let Action::Send { message: Message::Receipts(receipts), .. } = action else { return None };
+        Some(receipts)
     });
     said.flatten().map(|r| (r.statement.stage, r.statement.worker, r.statement.microbatches)).collect()
 }
