@@ -15,6 +15,7 @@ use crate::roster::{self, Change, Stands, Waiting};
 use crate::route::NEVER;
 use crate::running::{Running, Storing};
 use crate::spec::RunSpec;
+use crate::sync::arbiter::Arbiter;
 use crate::time::{Span, Time};
 use alloc::format;
 use alloc::vec::Vec;
@@ -392,23 +393,10 @@ impl Coordinator {
         let stage = member.place.stage;
         let Some(arrival) = running.roster.arrival(peer).copied() else { return };
         let next = InnerStep(running.leases.highest_step().0 + 1);
-        let (outer, step, enters) = match &mut running.arbiter {
-            Some(arbiter) if running.agenda.exchanges() == Exchanges::PseudoGradients => {
-                if !arbiter.may_seat(stage) {
-                    return;
-                }
-                let open = arbiter.open();
-                let Some(border) = running.agenda.outer_border_or_end(open) else { return };
-                arbiter.seat(&member);
-                // What is leased already has its first stage, and only that.
-                let first = if stage == StageId(0) { next } else { running.leases.next_to_begin().min(next) };
-                let on_the_way = running.agenda.outer_of(first) == Some(open);
-                let (step, enters) = match running.roster.is_stalled(stage) {
-                    true => (border, border),
-                    // Its weights are those of the border before, as those of the others were there.
-                    false if on_the_way => (first, first),
-                    false => (border, border.max(first)),
-                };
+        let (outer, step, enters) = match running.arbiter.as_ref().map(Arbiter::open) {
+            Some(open) if running.agenda.exchanges() == Exchanges::PseudoGradients => {
+                let Some((step, enters)) = running.entry(stage, open) else { return };
+                running.arbiter.iter_mut().for_each(|arbiter| arbiter.seat(&member));
                 (Some(open), step, enters)
             }
             Some(_) | None => {
@@ -459,6 +447,24 @@ impl Coordinator {
 }
 
 impl Running {
+    /// Returns at which step a newcomer enters the open outer step, and from which on work falls to it; `None` while that outer step
+    /// is past entering.
+    fn entry(&self, stage: StageId, open: OuterStep) -> Option<(InnerStep, InnerStep)> {
+        let border = self.agenda.outer_border_or_end(open)?;
+        if !self.arbiter.as_ref()?.may_seat(stage) {
+            return None;
+        }
+        if self.roster.is_stalled(stage) {
+            return Some((border, border));
+        }
+        // What is leased already has its first stage, and only that.
+        let next = InnerStep(self.leases.highest_step().0 + 1);
+        let first = if stage == StageId(0) { next } else { self.leases.next_to_begin().min(next) };
+        // On the way to the border it has the weights of the one before, as the others had them there.
+        let on_the_way = self.agenda.outer_of(first) == Some(open);
+        Some(if on_the_way { (first, first) } else { (border, border.max(first)) })
+    }
+
     /// Lists the newcomers of a stage that were to fetch its state from replicas that are gone.
     fn orphaned_newcomers(&self, stage: StageId) -> Vec<PeerId> {
         let of_stage = self.plan.replicas(stage).map(|member| member.peer);
