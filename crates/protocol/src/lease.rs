@@ -389,7 +389,7 @@ impl Leases {
         self.highest_step
     }
 
-    /// Returns the first step of which nothing has come back, and little has begun where work is not lost.
+    /// Returns the step behind the lowest that is out for the first time: little of it has begun.
     pub fn next_to_begin(&self) -> InnerStep {
         let first_try = self.out.iter().filter(|(_, lease)| lease.attempt == Attempt(0));
         let begun = first_try.filter_map(|(microbatch, _)| self.agenda.step_of(*microbatch)).min();
