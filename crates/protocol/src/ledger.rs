@@ -221,6 +221,11 @@ impl Ledger {
         None
     }
 
+    /// Returns whether a microbatch is credited at a stage and no commit holds it.
+    pub fn is_open(&self, stage: StageId, index: u64) -> bool {
+        self.pages.get(usize::from(stage.0)).is_some_and(|page| page.open.contains_key(&index))
+    }
+
     /// Returns who said that a microbatch came back to it, at the first stage, and waits for that to be attested.
     pub fn returned_to(&self, index: u64) -> Option<(PeerId, SeatId)> {
         let seat = self.first.returned_to(index)?;

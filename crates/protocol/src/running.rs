@@ -303,7 +303,12 @@ impl Running {
     pub(crate) fn weigh(&mut self, place: Place, new: &[Trained]) {
         let Some(arbiter) = &mut self.arbiter else { return };
         for trained in new {
-            arbiter.credit(trained.step, place);
+            // Its replica may have been left out of the commit behind that step, for want of this very receipt.
+            if self.ledger.is_open(place.stage, trained.index) {
+                arbiter.credit_again(trained.step, place);
+            } else {
+                arbiter.credit(trained.step, place);
+            }
         }
     }
 

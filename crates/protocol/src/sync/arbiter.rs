@@ -179,8 +179,8 @@ impl Arbiter {
         }
     }
 
-    /// Counts a microbatch that a place has from its own checkpoint: it comes with its next contribution, whatever was committed
-    /// without it meanwhile.
+    /// Counts a microbatch that no commit holds: it comes with the place's next contribution, whatever was committed without it
+    /// meanwhile.
     pub fn credit_again(&mut self, step: InnerStep, place: Place) {
         self.credit.add(self.outer_of(step).max(self.open), place);
     }
@@ -509,7 +509,9 @@ impl Arbiter {
             self.exchanges.learn(now.since(opened));
         }
         self.split = 0;
-        self.credit.committed(committed.outer);
+        let contributed =
+            |Place { stage, replica }| self.tables.get(&stage).is_none_or(|table| table.contributes(replica));
+        self.credit.committed(committed.outer, contributed);
         self.conclude(Verdict::Committed, took, &committed.digests, out);
         self.committed = Some(committed);
     }

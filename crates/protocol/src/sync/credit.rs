@@ -29,9 +29,9 @@ impl Credit {
         self.counts.retain(|(_, at), _| *at != place);
     }
 
-    /// Forgets what is behind a commit.
-    pub fn committed(&mut self, outer: OuterStep) {
-        self.counts.retain(|(at, _), _| *at > outer);
+    /// Forgets what is behind a commit, of the places that contributed to it: of another it comes with a later one.
+    pub fn committed(&mut self, outer: OuterStep, contributed: impl Fn(Place) -> bool) {
+        self.counts.retain(|(at, place), _| *at > outer || !contributed(*place));
     }
 }
 
@@ -51,7 +51,13 @@ mod tests {
         credit.add(OuterStep(1), at(1));
         credit.add(OuterStep(2), at(0));
         assert_eq!((credit.of(OuterStep(1), at(0)), credit.of(OuterStep(1), at(1))), (2, 1));
-        credit.committed(OuterStep(1));
+        credit.committed(OuterStep(1), |place| place == at(0));
+        assert_eq!(
+            (credit.of(OuterStep(2), at(0)), credit.of(OuterStep(2), at(1))),
+            (1, 1),
+            "1 was left out"
+        );
+        credit.committed(OuterStep(1), |_| true);
         assert_eq!((credit.of(OuterStep(2), at(0)), credit.of(OuterStep(2), at(1))), (1, 0));
         credit.forget(at(0));
         assert_eq!(credit.of(OuterStep(2), at(0)), 0);

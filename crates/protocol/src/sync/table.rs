@@ -103,11 +103,13 @@ impl Table {
 
     /// Returns whether the current try counts on what a peer has contributed.
     pub(crate) fn counts_on(&self, peer: PeerId) -> bool {
-        let contributes = |replica: ReplicaId| {
-            let contributors = self.current.iter().flat_map(|current| &current.begin.contributors);
-            contributors.into_iter().any(|(contributor, _)| *contributor == replica)
-        };
-        self.replica_of(peer).is_some_and(contributes)
+        self.replica_of(peer).is_some_and(|replica| self.contributes(replica))
+    }
+
+    /// Returns whether a replica contributes to the current try.
+    pub(crate) fn contributes(&self, replica: ReplicaId) -> bool {
+        let mut contributors = self.current.iter().flat_map(|current| &current.begin.contributors);
+        contributors.any(|(contributor, _)| *contributor == replica)
     }
 
     /// Lists the seats that contribute to the current try, each with the steps that its snapshot has seen.

@@ -268,6 +268,27 @@ fn weights_are_what_others_receipted() {
     assert_eq!(begin.reducers.len(), 3, "it still reduces");
 }
 
+/// Without it in the commit its contribution is still to come, and nobody would ever take it without a weight.
+#[test]
+fn a_receipt_too_late_for_a_commit_that_left_its_replica_out_weighs_in_the_next() {
+    let mut court = Court::new(1, 2, Weighing::Receipts);
+    court.arbiter.credit(InnerStep(0), place(0, 0));
+    court.reach_all(0);
+    assert_eq!(court.begun().contributors, [(ReplicaId(0), 1)]);
+    for replica in 0..2 {
+        court.arbiter.credit(InnerStep(1), place(0, replica));
+    }
+    (0..2).for_each(|replica| court.vote(0, replica, round(0, 1), X));
+    court.store();
+    court.said();
+    court.reach_all(1);
+    assert_eq!(
+        court.begun().contributors,
+        [(ReplicaId(1), 1)],
+        "replica 0 has handed in what it is credited for"
+    );
+}
+
 /// A replica that starts from its own checkpoint hands in what that has, however long ago it trained it.
 #[test]
 fn what_comes_from_its_own_checkpoint_weighs_in_the_outer_step_that_is_open() {
