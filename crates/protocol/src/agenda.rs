@@ -119,6 +119,17 @@ impl Agenda {
         self.exchanges
     }
 
+    /// Returns the last border of an outer step at or before a step: what was trained before it, a stage's replicas have agreed on
+    /// there, and what was trained since is each one's own.
+    pub fn agreed_below(&self, step: InnerStep) -> InnerStep {
+        match self.exchanges {
+            Exchanges::PseudoGradients if step < self.steps() => {
+                InnerStep(step.0 - step.0.checked_rem(self.inner_steps).unwrap_or(0))
+            }
+            Exchanges::PseudoGradients | Exchanges::Gradients | Exchanges::Nothing => step,
+        }
+    }
+
     /// Returns the outer step whose border this is, where the replicas exchange pseudo-gradients; the end of the run is one.
     pub fn outer_at(&self, border: InnerStep) -> Option<OuterStep> {
         let due = border.0.is_multiple_of(self.inner_steps) || border.0 == self.steps;
@@ -391,6 +402,16 @@ mod tests {
         assert_eq!(borders, [2, 4, 5, 5, 5].map(|border| Some(InnerStep(border))));
         assert_eq!(agenda.outer_border(OuterStep(3)), None);
         assert_eq!(agenda.outer_border_or_end(OuterStep(u64::MAX)), None);
+    }
+
+    #[test]
+    fn replicas_have_agreed_on_what_is_below_the_last_border() {
+        let below = |exchanges| {
+            let agenda = Agenda { exchanges, ..agenda(0, 0, 0) };
+            [0, 1, 2, 3, 4, 5].map(|step| agenda.agreed_below(InnerStep(step)).0)
+        };
+        assert_eq!(below(Exchanges::PseudoGradients), [0, 0, 2, 2, 4, 5]);
+        assert_eq!(below(Exchanges::Nothing), [0, 1, 2, 3, 4, 5], "who is alone has all");
     }
 
     #[test]

@@ -386,20 +386,23 @@ impl Ledger {
         sums.lost += lost.len() as u64;
     }
 
-    /// Hears that the checkpoints of these places at a border are durable.
-    pub fn durable(&mut self, border: InnerStep, saved: impl Fn(Place) -> bool) {
+    /// Hears that the checkpoints of these places at a step are durable. What was trained before `agreed` is in each of them; what
+    /// was trained since is in its own replica's alone, also where a commit holds it that came before this word.
+    pub fn durable(&mut self, step: InnerStep, agreed: InnerStep, saved: impl Fn(Place) -> bool) {
         let seats = &self.seats;
         let of = |seat: &Seat| Place { stage: seat.stage, replica: seat.replica };
         let whose = seats.iter().filter(|(_, seat)| saved(of(seat))).map(|(id, _)| *id);
-        self.saved = (border, whose.collect());
+        self.saved = (step, whose.collect());
         for (stage, page) in (0..).map(StageId).zip(&mut self.pages) {
-            page.durable_below(border);
-            let open = page.open.iter().filter_map(|(index, open)| {
-                let Seat { replica, .. } = *seats.get(&open.seat)?;
-                Some((replica, Trained { index: *index, step: open.step }))
+            page.durable_below(agreed);
+            let open = page.open.iter().map(|(index, open)| (*index, open.seat, open.step));
+            let since = page.since.iter().map(|(index, (seat, step))| (*index, *seat, *step));
+            let own = open.chain(since).filter_map(|(index, seat, step)| {
+                let Seat { replica, .. } = *seats.get(&seat)?;
+                Some((replica, Trained { index, step }))
             });
             let of_page = |replica| saved(Place { stage, replica });
-            page.own.durable(border, open, of_page);
+            page.own.durable(step, own, of_page);
         }
     }
 

@@ -27,7 +27,8 @@ impl Coordinator {
             return Ok(());
         }
         let expected = agenda.saves_at(step) || running.drain == Some(step);
-        let reached = agenda.training_of(step).start <= running.leases.leased_below();
+        // A fast replica is there before all work of the step behind it is handed out to the others.
+        let reached = step.0 <= running.leases.highest_step().0.saturating_add(RESERVED_STEPS);
         if !expected || !reached || (step < durable) {
             return Err(Refusal::NotYours { peer: from });
         }
@@ -62,7 +63,7 @@ impl Coordinator {
             step,
             digests: saves.iter().map(|(place, (digest, _))| (*place, *digest)).collect(),
         };
-        running.ledger.durable(step, |place| saves.contains_key(&place));
+        running.ledger.durable(step, agenda.agreed_below(step), |place| saves.contains_key(&place));
         running.ledger_stored = running.ledger.clone();
         running.storing.push_back(Storing::Checkpoint(checkpoint, took));
         self.store(out);

@@ -146,7 +146,7 @@ fn what_is_said_again_of_a_seat_that_was_lost_is_counted_once() {
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1)])).unwrap();
     ledger.committed(&[(SeatId(2), InnerStep(1))]);
     ledger.lose(SeatId(2));
-    ledger.durable(InnerStep(1), |_| true);
+    ledger.durable(InnerStep(1), InnerStep(1), |_| true);
     let again = receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 1)]);
     for _ in 0..2 {
         assert_eq!(ledger.credit(&again, &later, ALL), Err(ReceiptError::OldSeat));
@@ -162,7 +162,7 @@ fn receipts_that_are_repeated_after_a_checkpoint_count_for_nothing() {
     let said = || receipt(1, 2, 0, &[(0, 0)]);
     credit(&mut ledger, said()).unwrap();
     ledger.committed(&[(SeatId(2), InnerStep(1))]);
-    ledger.durable(InnerStep(1), |_| true);
+    ledger.durable(InnerStep(1), InnerStep(1), |_| true);
     let mut read: Ledger = postcard::from_bytes(&postcard::to_allocvec(&ledger.stored()).unwrap()).unwrap();
     assert_eq!(credit(&mut read, said()), Ok(vec![]));
     assert_eq!(read.duplicates(), 0, "it is the same work");
@@ -192,7 +192,7 @@ fn what_came_back_without_credit_is_found_and_done_again() {
 fn a_stage_that_nobody_holds_goes_back_to_its_durable_checkpoint() {
     let mut ledger = ledger(Finality::AtOnce);
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 1), (3, 2)])).unwrap();
-    ledger.durable(InnerStep(2), |_| true);
+    ledger.durable(InnerStep(2), InnerStep(2), |_| true);
     assert_eq!(ledger.durable_holes(5).len(), 2 * 5 + 2);
     assert_eq!(ledger.lose(SeatId(2)), 0);
     assert_eq!(ledger.lose_stage(StageId(1)), 1);
@@ -220,7 +220,7 @@ fn a_seat_that_is_taken_from_its_own_checkpoint_has_what_it_had_not_handed_in() 
     let mut ledger = ledger(Finality::Commits);
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 3)])).unwrap();
     credit(&mut ledger, receipt(1, 3, 0, &[(2, 1)])).unwrap();
-    ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+    ledger.durable(InnerStep(2), InnerStep(2), |place| place.replica == ReplicaId(0));
     ledger.go_back(4);
     let again = Member { seat: SeatId(9), ..plan().members[2].clone() };
     ledger.seat(&again);
@@ -264,7 +264,7 @@ fn what_was_lost_with_a_replica_is_in_the_checkpoint_that_it_had_written() {
         if let Some(seat) = other {
             ledger.seat(&Member { seat, ..plan().members[2].clone() });
         }
-        ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+        ledger.durable(InnerStep(2), InnerStep(2), |place| place.replica == ReplicaId(0));
         ledger.go_back(0);
         ledger.seat(&Member { seat: again, ..plan().members[2].clone() });
         ledger.reopen(again)
@@ -334,7 +334,7 @@ fn what_a_commit_holds_of_a_lost_seat_is_told_where_another_is_credited_for_it()
 fn a_receipt_that_is_later_than_the_checkpoint_is_part_of_it() {
     let mut ledger = ledger(Finality::AtOnce);
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0)])).unwrap();
-    ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+    ledger.durable(InnerStep(2), InnerStep(2), |place| place.replica == ReplicaId(0));
     credit(&mut ledger, receipt(1, 2, 0, &[(1, 1), (2, 2)])).unwrap();
     assert_eq!(ledger.lose_stage(StageId(1)), 1, "only what came in a step behind it");
     assert!(ledger.is_credited(StageId(1), 1) && !ledger.is_credited(StageId(1), 2));
@@ -344,7 +344,7 @@ fn a_receipt_that_is_later_than_the_checkpoint_is_part_of_it() {
 #[test]
 fn a_late_receipt_of_what_a_replica_had_not_handed_in_is_of_its_own_checkpoint() {
     let mut ledger = ledger(Finality::Commits);
-    ledger.durable(InnerStep(2), |place| place.replica == ReplicaId(0));
+    ledger.durable(InnerStep(2), InnerStep(2), |place| place.replica == ReplicaId(0));
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 1), (1, 2)])).unwrap();
     ledger.lose(SeatId(2));
     let again = Member { seat: SeatId(9), ..plan().members[2].clone() };
@@ -386,4 +386,21 @@ fn what_comes_back_to_the_first_stage_twice_is_told_once() {
         assert_eq!(ledger.returned(SeatId(0), trained), None, "its own, said again");
     }
     assert_eq!(ledger.duplicates(), 1);
+}
+
+#[test]
+fn a_commit_that_came_before_a_checkpoint_was_durable_is_not_in_it() {
+    for saved in [ReplicaId(0), ReplicaId(1)] {
+        let mut ledger = ledger(Finality::Commits);
+        credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1)])).unwrap();
+        // Checkpoints of step 2 were written between the borders 1 and 3; the commit of border 3 was quicker than their word.
+        ledger.committed(&[(SeatId(2), InnerStep(3))]);
+        ledger.durable(InnerStep(2), InnerStep(1), |place| place.replica == saved);
+        ledger.lose(SeatId(2));
+        ledger.lose_stage(StageId(1));
+        assert_eq!(ledger.credited(), [0, 1, 0], "that of border 1 is in every checkpoint");
+        assert_eq!(take_redo(&mut ledger), [(1, Needs::Only(vec![StageId(1)]))]);
+        let own = ledger.pages[1].own.of(ReplicaId(0)).map(|trained| trained.index).collect::<Vec<_>>();
+        assert_eq!(own, if saved == ReplicaId(0) { vec![1] } else { vec![] }, "the rest in who trained it");
+    }
 }
