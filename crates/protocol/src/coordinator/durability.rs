@@ -27,8 +27,9 @@ impl Coordinator {
             return Ok(());
         }
         let expected = agenda.saves_at(step) || running.drain == Some(step);
-        // A fast replica is there before all work of the step behind it is handed out to the others.
-        let reached = step.0 <= running.leases.highest_step().0.saturating_add(RESERVED_STEPS);
+        // A fast replica may be there before all work of the step before it is handed out to the others. Further on nobody is, and
+        // the checkpoints in between would wait for that one.
+        let reached = step.0 <= running.leases.highest_step().0.saturating_add(1);
         if !expected || !reached || (step < durable) {
             return Err(Refusal::NotYours { peer: from });
         }

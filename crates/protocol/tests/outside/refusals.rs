@@ -245,6 +245,28 @@ fn the_coordinator_hears_of_work_from_those_who_do_it() {
     }
 }
 
+#[test]
+fn a_checkpoint_of_a_step_that_nobody_can_have_reached_holds_up_none_before_it() {
+    let mut spec = spec(Schedule::Flush);
+    (spec.training.steps, spec.checkpoint.every, spec.evaluation.every) = (12, 2, 0);
+    let mut swarm = Swarm::new(spec, None);
+    let durable = |event: &Event| matches!(event, Event::Durable { .. });
+    swarm.run_until(0, |event| matches!(event, Event::Started { .. }));
+    for border in [2, 4] {
+        // Just within what a coordinator reserves on the disk, and beyond what it has handed out.
+        let (step, digest, took) = (InnerStep(border + 4), Digest([1; 32]), Span(1));
+        swarm.inject(peer(1), 0, Message::Checkpointed { step, digest, took });
+        let before = swarm.events[0].len();
+        swarm.turn().expect("it is heard");
+        let refusal = Refusal::NotYours { peer: peer(1) };
+        assert!(swarm.events[0][before..].contains(&Event::Refused { peer: peer(1), refusal }));
+        swarm.run_until(0, |event| matches!(event, Event::Durable { step, .. } if step.0 == border));
+    }
+    swarm.run();
+    assert_eq!(swarm.outcome(), Some(&Outcome::Done));
+    assert_eq!(swarm.events[0].iter().filter(|event| durable(event)).count(), 6, "each in its time");
+}
+
 fn join() -> Join {
     let (text, held) = (Text::Here, Vec::new());
     Join { address: Bytes::new(), stage: None, device: String::new(), peak_flops: 0, text, held }
