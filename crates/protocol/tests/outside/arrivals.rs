@@ -36,6 +36,19 @@ fn a_newcomer_works_before_the_next_border_and_contributes_there() {
                 enters > InnerStep(u64::from(INNER_STEPS)) && enters < border,
                 "{case}: it enters at {enters}"
             );
+            if stage > 0 {
+                let seated = |event: &Event| matches!(event, Event::Seated { .. });
+                let before = swarm.events[0].iter().take_while(|event| !seated(event));
+                let last = before.filter_map(|event| {
+                    let Event::Step(step) = event else { return None };
+                    Some(step.step.0)
+                });
+                let behind = last.last().expect("steps are behind it") + 2;
+                assert!(
+                    enters.0 <= behind,
+                    "{case}: it enters at {enters}, behind the step under way is {behind}"
+                );
+            }
             let contributed = swarm.events[0].iter().find_map(|event| {
                 let Event::Outer(summary) = event else { return None };
                 let of_stage = summary.contributors.iter().find(|(of, _)| *of == StageId(stage))?;
@@ -46,4 +59,35 @@ fn a_newcomer_works_before_the_next_border_and_contributes_there() {
             assert!(contributed.is_some_and(|of_it| of_it > 0 && of_it <= most), "{case}: {contributed:?}");
         }
     }
+}
+
+#[test]
+fn who_enters_at_a_border_does_not_hold_up_the_checkpoint_there() {
+    let mut at_border = 0;
+    for stage in [0, 1, 2] {
+        for begun in 3..7 {
+            let case = format!("stage {stage}, after step {begun}");
+            let mut spec = replicated(2, Schedule::Flush, SyncSpec::mean(2));
+            (spec.training.steps, spec.evaluation.every, spec.checkpoint.every) = (16, 0, 2);
+            let mut swarm = Swarm::new(spec, None);
+            swarm.run_until(0, |event| matches!(event, Event::Step(step) if step.step.0 == begun));
+            let again = usize::from(stage) + 4;
+            swarm.kill(again);
+            swarm.join(again, Some(StageId(stage)), Vec::new());
+            swarm.run_for(PATIENCE);
+            check_ended_well(&swarm, &case);
+            let [(_, enters)] = seated(&swarm)[..] else { panic!("{case}: {:?}", seated(&swarm)) };
+            at_border += u32::from(enters.0.is_multiple_of(2));
+            let durable = swarm.events[0].iter().filter_map(|event| {
+                let Event::Durable { step, .. } = event else { return None };
+                Some(step.0)
+            });
+            assert_eq!(
+                durable.collect::<Vec<_>>(),
+                [2, 4, 6, 8, 10, 12, 14, 16],
+                "{case}: enters at {enters}"
+            );
+        }
+    }
+    assert!(at_border > 0, "some enter where all others write a checkpoint");
 }

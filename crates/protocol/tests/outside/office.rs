@@ -4,13 +4,16 @@ use crate::replicas::replicated;
 use crate::swarm::{STAGES, keys, peer};
 use bytes::Bytes;
 use trestle_protocol::coordinator::CoordinatorConfig;
-use trestle_protocol::ids::{Attempt, InnerStep, MicrobatchId, PeerId, PlanNumber, SeatId, StageId};
+use trestle_protocol::ids::{
+    Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, SeatId, StageId,
+};
 use trestle_protocol::message::{Join, Message, Refusal, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, StoreItem, StoredItem, Took};
 use trestle_protocol::receipt::{Receipt, Statement};
 use trestle_protocol::spec::Schedule;
 use trestle_protocol::spec::sync::SyncSpec;
+use trestle_protocol::sync::say::{Begin, Say};
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::work::{Needs, Trained};
 
@@ -86,6 +89,44 @@ impl Office {
 
     fn said(&mut self) -> Vec<(PeerId, Message)> {
         std::mem::take(&mut self.said)
+    }
+
+    /// Returns the seat that a member was given, by what was said since this was asked last.
+    fn seat_of(&self, member: usize) -> SeatId {
+        let plans = self.said.iter().filter_map(|(_, message)| {
+            let Message::Placed { plan, .. } = message else { return None };
+            plan.member(peer(member)).map(|member| member.seat)
+        });
+        plans.last().expect("it has a place")
+    }
+
+    /// Lets all stand at the border of an outer step; returns what each is told to begin, which takes what receipts take.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "of all that is said, this asks for an answer or ends the wait"
+    )]
+    fn border(&mut self, outer: OuterStep, step: InnerStep) -> Vec<(PeerId, Begin)> {
+        for member in MEMBERS {
+            self.hear(member, Message::Sync(Say::Reached { outer, step, heard: Attempt(0) }));
+        }
+        for _ in 0..60 {
+            let mut begins = Vec::new();
+            for (to, message) in self.said() {
+                match message {
+                    Message::Sync(Say::Begin(begin)) => begins.push((to, begin)),
+                    Message::Sync(Say::Probe { outer }) => {
+                        let alive = Message::Sync(Say::Alive { outer });
+                        self.take(Input::Received { from: to, message: alive });
+                    }
+                    _ => {}
+                }
+            }
+            if !begins.is_empty() {
+                return begins;
+            }
+            self.second();
+        }
+        panic!("no round of {outer:?} begins");
     }
 
     /// Returns for which stages a microbatch was leased alone since this was asked last.
@@ -191,15 +232,8 @@ fn who_is_busy_is_told_of_its_lease_again_with_its_next_word_and_loses_nothing()
 fn what_a_lost_member_was_credited_with_is_leased_again_for_its_stage_alone() {
     let spec = replicated(2, Schedule::Flush, SyncSpec::mean(2));
     let mut office = Office::open();
-    let seat_of = |office: &Office, member: usize| -> SeatId {
-        let plans = office.said.iter().filter_map(|(_, message)| {
-            let Message::Placed { plan, .. } = message else { return None };
-            plan.member(peer(member)).map(|member| member.seat)
-        });
-        plans.last().expect("it has a place")
-    };
     let (lost, holder) = (2, 1);
-    let (seat, by_seat) = (seat_of(&office, lost), seat_of(&office, holder));
+    let (seat, by_seat) = (office.seat_of(lost), office.seat_of(holder));
     office.store_all();
     let leases = office.leases();
     let (_, microbatches, _) = leases.iter().find(|(to, ..)| *to == peer(holder)).expect("work is out");
@@ -262,4 +296,38 @@ fn what_nobody_has_signed_for_when_a_member_is_lost_is_leased_again() {
     }
     let all = (0..STAGES).map(StageId).collect();
     assert_eq!(again(holder, plan), Some(Needs::Only(all)), "once, for all that lack it");
+}
+
+/// Its contribution is still to come then. Without a weight no outer step would ever take it, and the run would not end.
+#[test]
+fn a_receipt_behind_the_commit_that_left_its_replica_out_weighs_in_the_next() {
+    let mut office = Office::open();
+    let run = replicated(2, Schedule::Flush, SyncSpec::mean(2)).digest();
+    let seats = [2, 5].map(|member| office.seat_of(member));
+    let receipt = |worker: usize, seat, index| {
+        let (stage, by) = (StageId(1), peer(1));
+        let microbatches = vec![Trained { index, step: InnerStep(1) }];
+        let statement = Statement { run, stage, worker: peer(worker), seat, by, microbatches };
+        Message::Receipts(vec![Receipt::sign(statement, &keys()[1])])
+    };
+    let weights = |begins: &[(PeerId, Begin)]| -> Vec<u64> {
+        let (_, begin) = begins.iter().find(|(to, _)| *to == peer(2)).expect("a round begins");
+        begin.contributors.iter().map(|(_, weight)| *weight).collect()
+    };
+    office.store_all();
+    office.hear(1, receipt(2, seats[0], 0));
+    let begins = office.border(OuterStep(0), InnerStep(2));
+    assert_eq!(weights(&begins), [1], "the other has none");
+    for (to, begin) in begins {
+        let vote = Say::Vote { round: begin.round, digest: Digest([1; 32]), rates: Vec::new() };
+        office.take(Input::Received { from: to, message: Message::Sync(vote) });
+    }
+    office.store_all();
+    let commit = |(_, message): &(PeerId, Message)| matches!(message, Message::Sync(Say::Commit { .. }));
+    assert!(office.said().iter().any(commit));
+    // Of who contributed, a late receipt is of what is committed; of the other, of what is to come.
+    office.hear(1, receipt(2, seats[0], 1));
+    (2..5).for_each(|index| office.hear(1, receipt(5, seats[1], index)));
+    let begins = office.border(OuterStep(1), InnerStep(4));
+    assert_eq!(weights(&begins), [3]);
 }
