@@ -64,6 +64,7 @@ impl Computer {
             | Job::Enter { .. }
             | Job::Forward { .. }
             | Job::Backward { .. }
+            | Job::Discard { .. }
             | Job::Step { .. }
             | Job::Save { .. }
             | Job::Snapshot { .. }

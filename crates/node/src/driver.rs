@@ -143,6 +143,7 @@ impl Driver {
                 Action::Backward { microbatch, data_index, input, gradient, duty } => {
                     self.compute(Job::Backward { microbatch, data_index, input, gradient, duty });
                 }
+                Action::Discard { microbatch } => self.compute(Job::Discard { microbatch }),
                 Action::Step { microbatches, .. } => self.compute(Job::Step { microbatches }),
                 Action::Store(StoreItem::Checkpoint { step }) => self.compute(Job::Save { step }),
                 Action::Store(StoreItem::Coordinator { state, accounts }) => self.store(&state, &accounts),

@@ -47,6 +47,9 @@ pub(crate) enum Job {
         gradient: Option<Bytes>,
         duty: Duty,
     },
+    Discard {
+        microbatch: MicrobatchId,
+    },
     Step {
         microbatches: u32,
     },

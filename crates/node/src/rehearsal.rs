@@ -221,6 +221,7 @@ fn draw(spec: &RunSpec, shelf: &Shelf, replica: &mut ReplicaId, job: Job) -> Res
         | Job::Enter { .. }
         | Job::Forward { .. }
         | Job::Backward { .. }
+        | Job::Discard { .. }
         | Job::Step { .. }
         | Job::Save { .. } => Err("a rehearsal does not train".into()),
     }

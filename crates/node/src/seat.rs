@@ -162,6 +162,10 @@ impl Seat {
                 self.engine.set_version(step.0);
                 return Ok(None);
             }
+            Job::Discard { microbatch } => {
+                self.engine.discard(microbatch.index);
+                return Ok(None);
+            }
             Job::Save { step } => {
                 let digest = self.save(config, step)?;
                 Input::Stored { item: StoredItem::Checkpoint { step, digest }, took: self.took(began) }

@@ -81,4 +81,12 @@ impl Node {
             Role::Worker(worker) => worker.kept_bytes(),
         }
     }
+
+    /// Returns how many training microbatches wait for their backward; `None` where none can.
+    pub fn in_flight(&self) -> Option<usize> {
+        match &self.role {
+            Role::Coordinator(_) | Role::Host(_) | Role::Guest(_) => None,
+            Role::Worker(worker) => worker.in_flight(),
+        }
+    }
 }

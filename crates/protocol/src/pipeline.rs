@@ -101,6 +101,8 @@ pub struct Pipeline {
     waiting: BTreeMap<Order, Kept>,
     /// What had to make room for earlier work, and is to be refused.
     displaced: Vec<(MicrobatchId, Asker)>,
+    /// Forwards whose backward will not run: what the driver holds for it is to be let go.
+    abandoned: Vec<u64>,
     kept: BTreeMap<u64, Kept>,
     /// What has come back from the next stage; `None` at the last one.
     gradients: BTreeMap<u64, Option<Bytes>>,
@@ -147,6 +149,7 @@ impl Pipeline {
             version: start.0,
             waiting: BTreeMap::new(),
             displaced: Vec::new(),
+            abandoned: Vec::new(),
             kept: BTreeMap::new(),
             gradients: BTreeMap::new(),
             trained: BTreeMap::new(),
@@ -175,6 +178,11 @@ impl Pipeline {
     /// Returns the bytes of boundary inputs and outputs held for backwards to come.
     pub fn kept_bytes(&self) -> usize {
         self.kept.values().map(Kept::bytes).sum()
+    }
+
+    /// Returns how many training microbatches wait for their backward, which may be under way.
+    pub fn in_flight(&self) -> usize {
+        self.kept.len()
     }
 
     /// Takes a microbatch to be forwarded.
@@ -215,6 +223,11 @@ impl Pipeline {
     /// Gives, once, what had to make room for earlier work, with who asked for it.
     pub fn take_displaced(&mut self) -> Vec<(MicrobatchId, Asker)> {
         core::mem::take(&mut self.displaced)
+    }
+
+    /// Gives, once, the training microbatches that were forwarded and will not be backwarded, unless they are forwarded again.
+    pub fn take_abandoned(&mut self) -> Vec<u64> {
+        core::mem::take(&mut self.abandoned)
     }
 
     /// Finds a microbatch that is under way here, and notes who else asks for it, and what for.
@@ -336,7 +349,8 @@ impl Pipeline {
         };
         let over =
             |index: &u64, kept: &mut Kept| Some(*index) != busy && settled(MicrobatchId::train(*index), kept);
-        let dropped = self.kept.extract_if(.., over).collect();
+        let dropped: Vec<(u64, Kept)> = self.kept.extract_if(.., over).collect();
+        self.abandoned.extend(dropped.iter().map(|(index, _)| *index));
         let kept = &self.kept;
         self.gradients.retain(|index, _| kept.contains_key(index));
         dropped
@@ -453,7 +467,7 @@ impl Pipeline {
                     self.evaluated.insert(self.held_out_place_of(microbatch.index));
                 }
             }
-            Split::Train if over => {}
+            Split::Train if over => self.abandoned.push(microbatch.index),
             Split::Train => {
                 kept.version = WeightVersion(self.version);
                 if output.is_none() {

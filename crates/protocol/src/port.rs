@@ -222,6 +222,11 @@ pub enum Action {
         /// Whether the gradient of the weights is added to the sum.
         duty: Duty,
     },
+    /// Let go what a forward left for its backward, which will not run, unless the forward runs again; not answered.
+    Discard {
+        /// Of which microbatch.
+        microbatch: MicrobatchId,
+    },
     /// Update the weights; answered by `Stepped`.
     Step {
         /// The step.

@@ -475,6 +475,14 @@ impl Worker {
             Phase::Joining { .. } | Phase::Over => 0,
         }
     }
+
+    /// Returns how many training microbatches wait here for their backward; `None` before it takes part.
+    pub fn in_flight(&self) -> Option<usize> {
+        match &self.phase {
+            Phase::Seated(seat) => seat.in_flight(),
+            Phase::Joining { .. } | Phase::Over => None,
+        }
+    }
 }
 
 /// Notes a checkpoint that is on the disk now, where the driver keeps so many of a place.

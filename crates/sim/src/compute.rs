@@ -98,6 +98,9 @@ pub trait Compute {
         duty: Duty,
     ) -> Result<Option<Bytes>, Fault>;
 
+    /// Lets go what a forward left for its backward.
+    fn discard(&mut self, microbatch: MicrobatchId);
+
     /// Updates the weights; with no microbatches only the step counts.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use crate::disk::Disk;
 use crate::lineage::{Lineage, Reader, number};
 use bytes::Bytes;
 use trestle_protocol::agenda::Agenda;
-use trestle_protocol::ids::{Digest, InnerStep, OuterStep, ReplicaId, Split, StageId};
+use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, ReplicaId, Split, StageId};
 use trestle_protocol::message::Start;
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Duty, Output};
@@ -201,6 +201,8 @@ impl Compute for CostModel {
         }
         Ok((self.place.stage.0 > 0).then(|| self.boundary.clone()))
     }
+
+    fn discard(&mut self, _: MicrobatchId) {}
 
     fn step(&mut self, microbatches: u32) -> Result<Updated, Fault> {
         self.descent.step(microbatches);

@@ -7,8 +7,8 @@ use crate::compute::{Compute, Device, Fault, Handover, Imported, Spans, Work};
 use crate::disk::Disk;
 use crate::draws::derive;
 use ed25519_dalek::SigningKey;
-use std::collections::VecDeque;
-use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, PeerId};
+use std::collections::{BTreeSet, VecDeque};
+use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep, PeerId, Split};
 use trestle_protocol::message::Start;
 use trestle_protocol::node::Node;
 use trestle_protocol::plan::Place;
@@ -133,6 +133,8 @@ pub struct Computing {
     pub holds: u32,
     /// Until when it is slower, and by what factor.
     pub slow: Option<(Time, u64)>,
+    /// Training microbatches that were forwarded and wait for their backward: a device has their graphs in its memory.
+    graphs: BTreeSet<u64>,
 }
 
 /// Derives the key of a peer from the seed.
@@ -148,13 +150,14 @@ pub fn id(key: &SigningKey) -> PeerId {
 impl Computing {
     /// Makes the compute of a worker that holds nothing yet.
     pub fn new(compute: Box<dyn Compute>, device: Device, now: Time) -> Self {
-        Self { compute, device, beside_free: now, place: None, holds: 0, slow: None }
+        Self { compute, device, beside_free: now, place: None, holds: 0, slow: None, graphs: BTreeSet::new() }
     }
 
     /// Holds a stage; gives what the node hears, and after how long.
     pub fn load(&mut self, place: Place, start: Start, disk: &Disk) -> (Span, Input) {
         let result = self.compute.load(place, start, disk);
         self.place = Some(place);
+        self.graphs.clear();
         let step = match start {
             Start::Fresh | Start::Replicas { .. } => InnerStep(0),
             Start::Checkpoint { step, .. } => step,
@@ -182,6 +185,7 @@ impl Computing {
     pub fn import(&mut self, place: Place, state: &Handover, digest: Digest) -> (Span, Input) {
         let result = self.compute.import(place, state, digest);
         self.place = Some(place);
+        self.graphs.clear();
         self.answer(
             |spans| spans.load,
             result,
@@ -196,6 +200,9 @@ impl Computing {
     pub fn forward(&mut self, work: Work<'_>) -> (Span, Input) {
         let microbatch = work.microbatch;
         let result = self.compute.forward(work);
+        if microbatch.split == Split::Train {
+            self.graphs.insert(microbatch.index);
+        }
         self.answer(
             |spans| spans.forward,
             result,
@@ -207,11 +214,23 @@ impl Computing {
     pub fn backward(&mut self, work: Work<'_>, gradient: Option<&bytes::Bytes>, duty: Duty) -> (Span, Input) {
         let microbatch: MicrobatchId = work.microbatch;
         let result = self.compute.backward(work, gradient, duty);
+        self.graphs.remove(&microbatch.index);
         self.answer(
             |spans| spans.backward,
             result,
             |gradient, took| Input::Backwarded { microbatch, gradient, took },
         )
+    }
+
+    /// Lets go what a forward left for its backward.
+    pub fn discard(&mut self, microbatch: MicrobatchId) {
+        self.compute.discard(microbatch);
+        self.graphs.remove(&microbatch.index);
+    }
+
+    /// Returns how many forwards wait for their backward on the device.
+    pub fn graphs(&self) -> usize {
+        self.graphs.len()
     }
 
     /// Updates the weights; gives what the node hears, and after how long.

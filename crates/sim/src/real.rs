@@ -303,6 +303,10 @@ impl Compute for RealModel {
         Ok(gradient.map_err(|error| fault(&error))?.map(Bytes::from))
     }
 
+    fn discard(&mut self, microbatch: MicrobatchId) {
+        self.engine().discard(number(microbatch));
+    }
+
     fn step(&mut self, microbatches: u32) -> Result<Updated, Fault> {
         let seat = self.seat();
         let report = match (microbatches, seat.exchanges_gradients()) {

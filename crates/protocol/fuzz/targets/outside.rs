@@ -175,7 +175,7 @@ impl Replicas {
                 let blob = || Blob::new(Bytes::from(vec![0; SHARD_BYTES]));
                 Input::Exported { outer, agreed: blob(), own: blob(), took }
             }
-            Action::Enter { .. } => return None,
+            Action::Enter { .. } | Action::Discard { .. } => return None,
             Action::Forward { microbatch, .. } => {
                 Input::Forwarded { microbatch, output: Output::Loss(1.0), took }
             }

@@ -41,6 +41,7 @@ impl Pipeline {
         // Whoever gave a gradient has it trained, and gives it again as a ghost.
         self.gradients.remove(&index);
         kept.give_way();
+        self.abandoned.push(index);
         let order =
             self.agenda.order(MicrobatchId::train(index)).expect("what is in flight is on the agenda");
         self.waiting.insert(order, kept);

@@ -5,7 +5,7 @@
 
 use crate::event::{Event, TaskKind};
 use crate::homes::Homes;
-use crate::ids::{Digest, InnerStep, OuterStep, PeerId, PlanNumber, SeatId, StageId};
+use crate::ids::{Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, SeatId, StageId};
 use crate::message::{Message, Presence, Refusal, Start, StepReport};
 use crate::pipeline::{Pipeline, Task};
 use crate::plan::{self, Place, Plan};
@@ -422,7 +422,7 @@ impl Seat {
         &mut self,
         now: Time,
         who: &Identity,
-        microbatch: crate::ids::MicrobatchId,
+        microbatch: MicrobatchId,
         output: crate::port::Output,
         took: Took,
         out: &mut Outbox,
@@ -436,7 +436,7 @@ impl Seat {
     pub(crate) fn backwarded(
         &mut self,
         who: &Identity,
-        microbatch: crate::ids::MicrobatchId,
+        microbatch: MicrobatchId,
         gradient: Option<Bytes>,
         took: Took,
         out: &mut Outbox,
@@ -559,7 +559,11 @@ impl Seat {
             }
             (true, Some(_)) | (false, None) => {}
         }
-        let Some(task) = pipeline.start() else { return };
+        let task = pipeline.start();
+        for index in pipeline.take_abandoned() {
+            out.push(Action::Discard { microbatch: MicrobatchId::train(index) });
+        }
+        let Some(task) = task else { return };
         let agenda = who.agenda;
         out.push(match task {
             Task::Forward { microbatch, input } => {
@@ -580,5 +584,9 @@ impl Seat {
 
     pub(crate) fn kept_bytes(&self) -> usize {
         self.traffic.kept_bytes()
+    }
+
+    pub(crate) fn in_flight(&self) -> Option<usize> {
+        self.traffic.in_flight()
     }
 }

@@ -106,6 +106,10 @@ impl Traffic {
         self.pipeline.as_ref().map_or(0, Pipeline::kept_bytes)
     }
 
+    pub(crate) fn in_flight(&self) -> Option<usize> {
+        self.pipeline.as_ref().map(Pipeline::in_flight)
+    }
+
     pub(crate) fn suspect(&mut self, suspects: BTreeSet<PeerId>) {
         self.suspects = suspects;
     }

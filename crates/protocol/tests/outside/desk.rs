@@ -53,6 +53,8 @@ struct Desk {
     events: Vec<Event>,
     /// Backwards that were asked for and are not done.
     backwards: Vec<MicrobatchId>,
+    /// Forwards whose backward will not come.
+    discarded: Vec<MicrobatchId>,
 }
 
 impl Desk {
@@ -74,8 +76,8 @@ impl Desk {
             coordinator_wait: Span(0),
             join,
         });
-        let (said, events, backwards) = (Vec::new(), Vec::new(), Vec::new());
-        let mut desk = Self { node, now: Time(0), plan, boundary, said, events, backwards };
+        let (said, events, backwards, discarded) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut desk = Self { node, now: Time(0), plan, boundary, said, events, backwards, discarded };
         desk.take(Input::Connected { peer: peer(0) });
         let (plan, start, frontier) = (desk.plan.clone(), Start::Fresh, Frontier::default());
         desk.hear(0, Message::Placed { plan, start, frontier });
@@ -101,6 +103,7 @@ impl Desk {
                         inputs.push_back(Input::Forwarded { microbatch, output, took: TOOK });
                     }
                     Action::Backward { microbatch, .. } => self.backwards.push(microbatch),
+                    Action::Discard { microbatch } => self.discarded.push(microbatch),
                     Action::Record(event) => self.events.push(event),
                     other => panic!("a worker with one microbatch does not ask for {other:?}"),
                 }
@@ -241,6 +244,7 @@ fn what_gave_way_and_goes_to_another_replica_after_that_is_said_to_go_another_wa
     let first = desk.lease(MicrobatchId::train(0));
     let last = desk.plan.place_of(peer(first)).map(|place| place.replica);
     assert_eq!(last, Some(ReplicaId(0)), "34 fell to the same replica");
+    assert_eq!(desk.discarded, [MicrobatchId::train(34)], "the device has no use for what has given way");
     desk.enrol(|members| members.retain(|member| member.peer != peer(first)));
     desk.gradient(5, MicrobatchId::train(0), seat(5));
     desk.receipts();
@@ -259,6 +263,16 @@ fn who_is_leased_work_before_it_enters_asks_to_be_told_again() {
     desk.said.clear();
     desk.hear(0, Message::Lease { microbatches, attempt, needs, expires_in: Span::seconds(60) });
     assert_eq!(desk.said, [(peer(0), Message::Refused(Refusal::Busy { microbatch }))]);
+}
+
+#[test]
+fn what_is_settled_without_a_replica_is_let_go_by_its_device() {
+    let mut desk = Desk::open();
+    let microbatch = MicrobatchId::train(0);
+    desk.lease(microbatch);
+    assert_eq!(desk.node.in_flight(), Some(1));
+    desk.hear(0, Message::Frontier(Frontier { train_below: 1, held_out_below: 0 }));
+    assert_eq!((desk.node.in_flight(), desk.discarded), (Some(0), vec![microbatch]));
 }
 
 /// Whoever was lost may have received what nobody else signs for: to know that, all others have signed for what they received.

@@ -340,7 +340,7 @@ impl Swarm {
                 let own = Blob::new(Bytes::from(vec![index as u8; 40]));
                 Input::Exported { outer, agreed, own, took }
             }
-            Action::Enter { .. } => return,
+            Action::Enter { .. } | Action::Discard { .. } => return,
             Action::Forward { microbatch, .. } => {
                 let last = stage.0 + 1 == STAGES;
                 let output = if last { Output::Loss(1.0) } else { Output::Boundary(boundary()) };

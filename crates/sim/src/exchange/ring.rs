@@ -373,6 +373,7 @@ impl<'a> Ring<'a> {
                 | Action::Enter { .. }
                 | Action::Forward { .. }
                 | Action::Backward { .. }
+                | Action::Discard { .. }
                 | Action::Step { .. }
                 | Action::Store(_)
                 | Action::Finish(_) => {

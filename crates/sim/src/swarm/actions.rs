@@ -42,6 +42,11 @@ impl Swarm<'_> {
         let peer = &mut self.peers[index];
         peer.deadline = peer.node.deadline();
         self.kept_bytes_max = self.kept_bytes_max.max(peer.node.kept_bytes());
+        let graphs = peer.worker.as_ref().map_or(0, Computing::graphs);
+        // One forward may be under way.
+        if peer.node.in_flight().is_some_and(|in_flight| graphs > in_flight + 1) {
+            self.broken.insert("a device keeps the graph of a forward whose backward will not come".into());
+        }
         Ok(())
     }
 
@@ -71,6 +76,11 @@ impl Swarm<'_> {
             Action::Backward { microbatch, data_index, input, gradient, duty } => {
                 let work = Work { microbatch, data_index, input: input.as_ref() };
                 self.compute(index, |worker, _, _| worker.backward(work, gradient.as_ref(), duty));
+            }
+            Action::Discard { microbatch } => {
+                if let Some(worker) = &mut self.peers[index].worker {
+                    worker.discard(microbatch);
+                }
             }
             Action::Step { microbatches, .. } => {
                 self.compute(index, |worker, _, wire_bytes| worker.step(microbatches, wire_bytes));
