@@ -9,6 +9,7 @@ use crate::ids::{Digest, InnerStep, PeerId, ReplicaId, SeatId, StageId};
 use crate::index_set::IndexSet;
 use crate::ledger::first::First;
 use crate::ledger::page::{Open, Page};
+use crate::ledger::saved::Saved;
 use crate::ledger::twice::Twice;
 use crate::plan::{Member, Place, Plan};
 use crate::receipt::{Receipt, ReceiptError};
@@ -21,6 +22,7 @@ mod first;
 mod late;
 mod own;
 mod page;
+mod saved;
 mod twice;
 
 /// When credit cannot be lost with a peer any more.
@@ -42,6 +44,17 @@ struct Seat {
     committed_below: InnerStep,
 }
 
+/// The commit of an outer step, as far as credit is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Steps taken at its border.
+    pub border: InnerStep,
+    /// The seats whose contributions it holds, each of weights that had seen so many steps.
+    pub contributions: Vec<(SeatId, InnerStep)>,
+    /// The seats that it left out.
+    pub left_out: Vec<SeatId>,
+}
+
 /// The credits of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
@@ -51,8 +64,8 @@ pub struct Ledger {
     seats: BTreeMap<SeatId, Seat>,
     /// What is to be done again, and at which stages; leased from here.
     redo: BTreeMap<u64, BTreeSet<StageId>>,
-    /// The last durable border, and the seats whose checkpoints are part of it.
-    saved: (InnerStep, BTreeSet<SeatId>),
+    /// What is durable.
+    saved: Saved,
     /// What was lost once, so that its later credit counts as redone.
     lost: BTreeSet<(StageId, u64)>,
     accounts: Accounts,
@@ -89,7 +102,7 @@ impl Ledger {
             pages: (0..stages).map(page).collect(),
             seats: BTreeMap::new(),
             redo,
-            saved: (InnerStep(0), BTreeSet::new()),
+            saved: Saved::default(),
             lost: holes.iter().copied().collect(),
             accounts: Accounts::default(),
             twice: Twice::default(),
@@ -118,6 +131,7 @@ impl Ledger {
         }
         self.seats.clear();
         self.pages.iter_mut().for_each(|page| page.before.clear());
+        self.saved.forget_commits();
         self.first = First::default();
         self.twice.clear();
         // What lies behind the checkpoint is handed out anew in any case.
@@ -254,8 +268,8 @@ impl Ledger {
         }
         let committed = step < at.committed_below || self.finality == Finality::AtOnce;
         // A receipt may be later than the checkpoint that has the work.
-        let saved = step < self.saved.0 && self.saved.1.contains(&seat);
-        match (committed, saved) {
+        let in_all = committed && self.saved.is_in_all(seat, step);
+        match (committed, in_all) {
             (true, true) => {
                 page.held.insert(index);
                 page.durable.insert(index);
@@ -265,12 +279,10 @@ impl Ledger {
                 page.held.insert(index);
                 page.since.insert(index, (seat, step));
             }
-            (false, _) => {
-                page.open.insert(index, Open { seat, step });
-                if saved {
-                    page.own.add(at.replica, trained);
-                }
-            }
+            (false, _) => _ = page.open.insert(index, Open { seat, step }),
+        }
+        if !in_all && self.saved.is_in_own(seat, step) {
+            page.own.add(at.replica, trained);
         }
         let sums = self.accounts.of(stage, at.peer);
         sums.trained += 1;
@@ -293,11 +305,17 @@ impl Ledger {
         }
     }
 
-    /// Hears that a commit holds the contributions of these seats, each of weights that had seen so many steps.
-    pub fn committed(&mut self, contributions: &[(SeatId, InnerStep)]) {
-        for (seat, seen) in contributions {
+    /// Hears of a commit.
+    pub fn committed(&mut self, commit: &Commit) {
+        for (seat, seen) in &commit.contributions {
+            self.saved.took_part(commit.border, *seat);
             if let Some(seat) = self.seats.get_mut(seat) {
                 seat.committed_below = seat.committed_below.max(*seen);
+            }
+        }
+        for id in &commit.left_out {
+            if let Some(seat) = self.seats.get(id) {
+                self.saved.left_out(commit.border, *id, seat.committed_below);
             }
         }
         let seats = &self.seats;
@@ -386,15 +404,15 @@ impl Ledger {
         sums.lost += lost.len() as u64;
     }
 
-    /// Hears that the checkpoints of these places at a step are durable. What was trained before `agreed` is in each of them; what
-    /// was trained since is in its own replica's alone, also where a commit holds it that came before this word.
+    /// Hears that the checkpoints of these places at a step are durable. What was committed at the border `agreed` or before is in
+    /// each of them; the rest is in its own replica's alone, also where a later commit holds it that came before this word.
     pub fn durable(&mut self, step: InnerStep, agreed: InnerStep, saved: impl Fn(Place) -> bool) {
         let seats = &self.seats;
         let of = |seat: &Seat| Place { stage: seat.stage, replica: seat.replica };
         let whose = seats.iter().filter(|(_, seat)| saved(of(seat))).map(|(id, _)| *id);
-        self.saved = (step, whose.collect());
+        self.saved.go_on(step, agreed, whose.collect());
         for (stage, page) in (0..).map(StageId).zip(&mut self.pages) {
-            page.durable_below(agreed);
+            page.become_durable(|seat, step| self.saved.is_in_all(seat, step));
             let open = page.open.iter().map(|(index, open)| (*index, open.seat, open.step));
             let since = page.since.iter().map(|(index, (seat, step))| (*index, *seat, *step));
             let own = open.chain(since).filter_map(|(index, seat, step)| {

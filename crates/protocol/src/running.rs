@@ -12,7 +12,7 @@ use crate::ids::{
 };
 use crate::index_set::IndexSet;
 use crate::lease::{ATTEMPTS_MAX, Leases, Renewed};
-use crate::ledger::Ledger;
+use crate::ledger::{Commit, Ledger};
 use crate::message::{LEASE_MICROBATCHES_MAX, Message};
 use crate::paces::Paces;
 use crate::plan::{Place, Plan};
@@ -121,8 +121,8 @@ pub(crate) struct Unsigned {
 pub(crate) enum Storing {
     /// A checkpoint, and how long the slowest stage stood still for it.
     Checkpoint(Checkpoint, Span),
-    /// The commit of an outer step, and the contributions that it holds.
-    Outer(Vec<(SeatId, InnerStep)>),
+    /// The commit of an outer step.
+    Outer(Commit),
     /// A change of the session: what is said when it is durable.
     Session(Vec<(PeerId, Message)>),
     /// Work of steps below this one may be handed out.
@@ -150,6 +150,18 @@ impl Running {
             ledger: self.ledger_stored.stored(),
             drain: self.drain,
         }
+    }
+
+    /// Has the ledger stored as it is now, with the commit that is on its way to the disk: what is agreed is stored beside it.
+    pub(crate) fn keep_ledger(&mut self) {
+        let mut ledger = self.ledger.clone();
+        for storing in &self.storing {
+            match storing {
+                Storing::Outer(commit) => ledger.committed(commit),
+                Storing::Checkpoint(..) | Storing::Session(_) | Storing::Reserved(_) => {}
+            }
+        }
+        self.ledger_stored = ledger;
     }
 
     /// Returns whom a microbatch of the first stage goes to.

@@ -5,7 +5,8 @@
 
 use crate::agenda::Exchanges;
 use crate::coordinator::{Coordinator, Phase};
-use crate::ids::{InnerStep, PeerId, SeatId, StageId};
+use crate::ids::{PeerId, SeatId, StageId};
+use crate::ledger::Commit;
 use crate::message::{Message, Outcome, Refusal, Removal};
 use crate::port::Outbox;
 use crate::running::Storing;
@@ -59,10 +60,12 @@ impl Coordinator {
                 }
                 running.called_off = credited;
             } else {
-                let mut ledger = running.ledger.clone();
-                ledger.committed(&contributions);
-                running.ledger_stored = ledger;
-                running.storing.push_back(Storing::Outer(contributions));
+                let took_part = |seat: &SeatId| contributions.iter().any(|(of, _)| of == seat);
+                let members = running.plan.members.iter().map(|member| member.seat);
+                let left_out = members.filter(|seat| !took_part(seat)).collect();
+                let commit = Commit { border: committed.step, contributions, left_out };
+                running.storing.push_back(Storing::Outer(commit));
+                running.keep_ledger();
                 self.durable.agreed = Some(committed);
                 self.store(out);
             }
@@ -102,9 +105,9 @@ impl Coordinator {
     }
 
     /// Hears that a commit is durable.
-    pub(super) fn committed(&mut self, now: Time, contributions: &[(SeatId, InnerStep)], out: &mut Outbox) {
+    pub(super) fn committed(&mut self, now: Time, commit: &Commit, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
-        running.ledger.committed(contributions);
+        running.ledger.committed(commit);
         running.called_off = false;
         if running.closing.is_some() {
             // What was saved at the end before this commit is not the end.

@@ -65,7 +65,7 @@ impl Coordinator {
             digests: saves.iter().map(|(place, (digest, _))| (*place, *digest)).collect(),
         };
         running.ledger.durable(step, agenda.agreed_below(step), |place| saves.contains_key(&place));
-        running.ledger_stored = running.ledger.clone();
+        running.keep_ledger();
         running.storing.push_back(Storing::Checkpoint(checkpoint, took));
         self.store(out);
     }
@@ -103,7 +103,7 @@ impl Coordinator {
                 self.durable.checkpoint = Some(checkpoint);
                 self.let_savers_go(now, out);
             }
-            Some(Storing::Outer(contributions)) => self.committed(now, &contributions, out),
+            Some(Storing::Outer(commit)) => self.committed(now, &commit, out),
             Some(Storing::Session(messages)) => {
                 messages.into_iter().for_each(|(to, message)| out.send(to, message));
             }

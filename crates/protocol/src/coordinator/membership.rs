@@ -231,7 +231,7 @@ impl Coordinator {
         }
         out.record(Event::Removed { peer, place, why, lost });
         out.send(peer, Message::Removed { why });
-        running.ledger_stored = running.ledger.clone();
+        running.keep_ledger();
         running.arrange_leavers(now);
         running.release_leases(now, peer, out);
         let orphaned = if empty { running.orphaned_newcomers(place.stage) } else { Vec::new() };
@@ -417,7 +417,7 @@ impl Coordinator {
         if matches!(arrival.start, Start::Checkpoint { of, .. } if of == member.place) {
             trained = running.ledger.reopen(member.seat);
             running.weigh_again(member.place, &trained);
-            running.ledger_stored = running.ledger.clone();
+            running.keep_ledger();
         }
         running.has_moved(now, peer);
         out.record(Event::Seated { peer, place: member.place, enters });

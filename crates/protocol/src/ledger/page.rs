@@ -53,9 +53,9 @@ impl Page {
         self.held.contains(index) || self.open.contains_key(&index)
     }
 
-    /// Hears that what was trained before a border, and is committed, is part of a durable checkpoint.
-    pub(super) fn durable_below(&mut self, border: InnerStep) {
-        let durable = self.since.extract_if(.., |_, (_, step)| *step < border);
+    /// Hears that checkpoints are durable, and what of the committed they have.
+    pub(super) fn become_durable(&mut self, has: impl Fn(SeatId, InnerStep) -> bool) {
+        let durable = self.since.extract_if(.., |_, (seat, step)| has(*seat, *step));
         self.before = durable.map(|(index, (seat, _))| (index, seat)).collect();
         for index in self.before.keys() {
             self.durable.insert(*index);

@@ -50,6 +50,12 @@ fn receipt(stage: u16, worker: u8, by: u8, work: &[(u64, u64)]) -> Receipt {
     Receipt::sign(statement, &key(by))
 }
 
+/// The commit that holds these contributions, at the border that they have seen.
+fn commit(contributions: &[(SeatId, InnerStep)]) -> Commit {
+    let border = contributions.iter().map(|(_, seen)| *seen).max().unwrap_or_default();
+    Commit { border, contributions: contributions.to_vec(), left_out: Vec::new() }
+}
+
 fn trained(index: u64, step: u64) -> Trained {
     Trained { index, step: InnerStep(step) }
 }
@@ -98,7 +104,7 @@ fn what_no_commit_holds_is_lost_with_its_seat_and_done_again() {
     let mut ledger = ledger(Finality::Commits);
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 2)])).unwrap();
     credit(&mut ledger, receipt(1, 3, 0, &[(3, 0)])).unwrap();
-    ledger.committed(&[(SeatId(2), InnerStep(2))]);
+    ledger.committed(&commit(&[(SeatId(2), InnerStep(2))]));
     assert_eq!(ledger.lose(SeatId(2)), 1, "0 and 1 are in the weights of all");
     assert_eq!(ledger.credited(), [0, 3, 0]);
     let stage = Needs::Only(vec![StageId(1)]);
@@ -113,7 +119,7 @@ fn what_no_commit_holds_is_lost_with_its_seat_and_done_again() {
 #[test]
 fn credit_that_comes_after_the_commit_that_holds_it_is_final_at_once() {
     let mut ledger = ledger(Finality::Commits);
-    ledger.committed(&[(SeatId(2), InnerStep(3))]);
+    ledger.committed(&commit(&[(SeatId(2), InnerStep(3))]));
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 2), (1, 3)])).unwrap();
     assert_eq!(ledger.lose(SeatId(2)), 1, "only the one of step 3");
 }
@@ -144,7 +150,7 @@ fn what_is_said_again_of_a_seat_that_was_lost_is_counted_once() {
     let mut later = plan();
     later.members.retain(|member| member.peer != id(2));
     credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1)])).unwrap();
-    ledger.committed(&[(SeatId(2), InnerStep(1))]);
+    ledger.committed(&commit(&[(SeatId(2), InnerStep(1))]));
     ledger.lose(SeatId(2));
     ledger.durable(InnerStep(1), InnerStep(1), |_| true);
     let again = receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 1)]);
@@ -161,7 +167,7 @@ fn receipts_that_are_repeated_after_a_checkpoint_count_for_nothing() {
     let mut ledger = ledger(Finality::Commits);
     let said = || receipt(1, 2, 0, &[(0, 0)]);
     credit(&mut ledger, said()).unwrap();
-    ledger.committed(&[(SeatId(2), InnerStep(1))]);
+    ledger.committed(&commit(&[(SeatId(2), InnerStep(1))]));
     ledger.durable(InnerStep(1), InnerStep(1), |_| true);
     let mut read: Ledger = postcard::from_bytes(&postcard::to_allocvec(&ledger.stored()).unwrap()).unwrap();
     assert_eq!(credit(&mut read, said()), Ok(vec![]));
@@ -210,7 +216,7 @@ fn a_run_is_whole_when_commits_hold_all_of_it() {
     assert!(ledger.all_credited(2) && !ledger.all_held(2));
     assert!(!ledger.all_held_with(2, &[(SeatId(2), InnerStep(6)), (SeatId(3), InnerStep(9))]));
     assert!(ledger.all_held_with(2, &[(SeatId(2), InnerStep(7))]));
-    ledger.committed(&[(SeatId(2), InnerStep(7))]);
+    ledger.committed(&commit(&[(SeatId(2), InnerStep(7))]));
     assert!(ledger.all_held(2));
     assert_eq!(ledger.redone(), [0, 1, 0]);
 }
@@ -300,7 +306,7 @@ fn what_a_commit_holds_of_a_lost_seat_is_credited_by_a_late_receipt() {
     for (index, step) in [(0, 1), (1, 2)] {
         assert_eq!(ledger.returned(SeatId(0), trained(index, step)), None);
     }
-    ledger.committed(&[(SeatId(0), InnerStep(2)), (SeatId(2), InnerStep(2))]);
+    ledger.committed(&commit(&[(SeatId(0), InnerStep(2)), (SeatId(2), InnerStep(2))]));
     assert_eq!([SeatId(0), SeatId(2)].map(|seat| ledger.lose(seat)), [0, 0]);
     let mut later = plan();
     later.members.retain(|member| member.peer != id(0) && member.peer != id(2));
@@ -323,7 +329,7 @@ fn what_a_commit_holds_of_a_lost_seat_is_credited_by_a_late_receipt() {
 fn what_a_commit_holds_of_a_lost_seat_is_told_where_another_is_credited_for_it() {
     let mut ledger = ledger(Finality::Commits);
     ledger.returned(SeatId(0), trained(0, 1));
-    ledger.committed(&[(SeatId(0), InnerStep(2))]);
+    ledger.committed(&commit(&[(SeatId(0), InnerStep(2))]));
     ledger.lose(SeatId(0));
     ledger.returned(SeatId(1), trained(0, 5));
     credit(&mut ledger, receipt(0, 1, 2, &[(0, 0)])).unwrap();
@@ -394,7 +400,7 @@ fn a_commit_that_came_before_a_checkpoint_was_durable_is_not_in_it() {
         let mut ledger = ledger(Finality::Commits);
         credit(&mut ledger, receipt(1, 2, 0, &[(0, 0), (1, 1)])).unwrap();
         // Checkpoints of step 2 were written between the borders 1 and 3; the commit of border 3 was quicker than their word.
-        ledger.committed(&[(SeatId(2), InnerStep(3))]);
+        ledger.committed(&commit(&[(SeatId(2), InnerStep(3))]));
         ledger.durable(InnerStep(2), InnerStep(1), |place| place.replica == saved);
         ledger.lose(SeatId(2));
         ledger.lose_stage(StageId(1));
@@ -403,4 +409,42 @@ fn a_commit_that_came_before_a_checkpoint_was_durable_is_not_in_it() {
         let own = ledger.pages[1].own.of(ReplicaId(0)).map(|trained| trained.index).collect::<Vec<_>>();
         assert_eq!(own, if saved == ReplicaId(0) { vec![1] } else { vec![] }, "the rest in who trained it");
     }
+}
+
+#[test]
+fn what_a_commit_left_out_is_not_in_the_checkpoint_of_its_border() {
+    for late in [false, true] {
+        let mut ledger = ledger(Finality::Commits);
+        let of_two = || receipt(1, 2, 0, &[(0, 0), (1, 1), (2, 2)]);
+        if !late {
+            credit(&mut ledger, of_two()).unwrap();
+        }
+        ledger.committed(&commit(&[(SeatId(2), InnerStep(1)), (SeatId(3), InnerStep(1))]));
+        let left_out = vec![SeatId(2)];
+        ledger.committed(&Commit { left_out, ..commit(&[(SeatId(3), InnerStep(2))]) });
+        ledger.committed(&commit(&[(SeatId(2), InnerStep(3)), (SeatId(3), InnerStep(3))]));
+        // The word of the checkpoint at border 2 comes only now.
+        ledger.durable(InnerStep(2), InnerStep(2), |_| true);
+        if late {
+            credit(&mut ledger, of_two()).unwrap();
+        }
+        let own = ledger.pages[1].own.of(ReplicaId(0)).map(|trained| trained.index).collect::<Vec<_>>();
+        assert_eq!(own, [1], "late: {late}; who trained it has it in its own");
+        ledger.lose_stage(StageId(1));
+        assert_eq!(ledger.credited(), [0, 1, 0], "late: {late}; that of border 1 is in every checkpoint");
+        let stages = || Needs::Only(vec![StageId(1)]);
+        assert_eq!(take_redo(&mut ledger), [(1, stages()), (2, stages())], "late: {late}");
+    }
+}
+
+#[test]
+fn what_another_commit_of_the_last_border_takes_in_is_in_the_checkpoint_there() {
+    let mut ledger = ledger(Finality::Commits);
+    credit(&mut ledger, receipt(1, 2, 0, &[(0, 0)])).unwrap();
+    let left_out = vec![SeatId(2)];
+    ledger.committed(&Commit { left_out, ..commit(&[(SeatId(3), InnerStep(2))]) });
+    ledger.committed(&commit(&[(SeatId(2), InnerStep(2)), (SeatId(3), InnerStep(2))]));
+    ledger.durable(InnerStep(2), InnerStep(2), |_| true);
+    ledger.lose_stage(StageId(1));
+    assert_eq!(ledger.credited(), [0, 1, 0]);
 }

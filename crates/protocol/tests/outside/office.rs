@@ -7,12 +7,15 @@ use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::ids::{
     Attempt, Digest, InnerStep, MicrobatchId, OuterStep, PeerId, PlanNumber, SeatId, StageId,
 };
+use trestle_protocol::ledger::Ledger;
 use trestle_protocol::message::{Join, Message, Refusal, Text};
 use trestle_protocol::node::Node;
+use trestle_protocol::plan::{Place, Plan};
 use trestle_protocol::port::{Action, Input, StoreItem, StoredItem, Took};
 use trestle_protocol::receipt::{Receipt, Statement};
 use trestle_protocol::spec::Schedule;
 use trestle_protocol::spec::sync::SyncSpec;
+use trestle_protocol::sync::arbiter::Committed;
 use trestle_protocol::sync::say::{Begin, Say};
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::work::{Needs, Trained};
@@ -27,6 +30,8 @@ struct Office {
     said: Vec<(PeerId, Message)>,
     /// Stores that it has asked for, and that are not done.
     storing: usize,
+    /// What it asked last to be stored.
+    state: Bytes,
 }
 
 impl Office {
@@ -34,17 +39,20 @@ impl Office {
     fn open() -> Self {
         let spec = replicated(2, Schedule::Flush, SyncSpec::mean(2));
         let node = Node::coordinator(CoordinatorConfig { spec, me: peer(0) }, None).expect("it is new");
-        let mut office = Self { node, now: Time(0), said: Vec::new(), storing: 0 };
-        for member in MEMBERS {
-            let stage = Some(StageId((member as u16 - 1) % STAGES));
-            let (address, device) = (Bytes::new(), "none".into());
-            let join = Join { address, stage, device, peak_flops: 0, text: Text::Here, held: Vec::new() };
-            office.hear(member, Message::Join(join));
-        }
+        let mut office = Self { node, now: Time(0), said: Vec::new(), storing: 0, state: Bytes::new() };
+        MEMBERS.for_each(|member| office.join(member));
         for member in MEMBERS {
             office.hear(member, Message::Ready { plan: PlanNumber(1), holds: None });
         }
         office
+    }
+
+    /// Has a peer ask for a place in its stage.
+    fn join(&mut self, member: usize) {
+        let stage = Some(StageId((member as u16 - 1) % STAGES));
+        let (address, device) = (Bytes::new(), "none".into());
+        let join = Join { address, stage, device, peak_flops: 0, text: Text::Here, held: Vec::new() };
+        self.hear(member, Message::Join(join));
     }
 
     /// Opens with work handed out.
@@ -61,7 +69,10 @@ impl Office {
         while let Some(action) = self.node.poll() {
             match action {
                 Action::Send { to, message } => self.said.push((to, message)),
-                Action::Store(StoreItem::Coordinator { .. }) => self.storing += 1,
+                Action::Store(StoreItem::Coordinator { state, .. }) => {
+                    self.storing += 1;
+                    self.state = state;
+                }
                 Action::Record(_) => {}
                 other => panic!("a coordinator with its members does not ask for {other:?}"),
             }
@@ -127,6 +138,23 @@ impl Office {
             self.second();
         }
         panic!("no round of {outer:?} begins");
+    }
+
+    /// Has all vote alike for what they were told to begin; the commit is on its way to the disk then.
+    fn vote(&mut self, begins: Vec<(PeerId, Begin)>) {
+        for (to, begin) in begins {
+            let vote = Say::Vote { round: begin.round, digest: Digest([1; 32]), rates: Vec::new() };
+            self.take(Input::Received { from: to, message: Message::Sync(vote) });
+        }
+    }
+
+    /// Returns what the disk has of each stage's commits, if what was stored last is there.
+    fn stored_commits(&self) -> Vec<u64> {
+        type Session = (Plan, InnerStep, InnerStep, u32, Ledger, Option<InnerStep>);
+        type Checkpoint = (InnerStep, Vec<(Place, Digest)>);
+        type State = (Digest, Option<Checkpoint>, Option<Committed>, Option<Session>);
+        let (_, _, _, session): State = postcard::from_bytes(&self.state).expect("it can be read again");
+        session.expect("the run is under way").4.credited()
     }
 
     /// Returns for which stages a microbatch was leased alone since this was asked last.
@@ -318,10 +346,7 @@ fn a_receipt_behind_the_commit_that_left_its_replica_out_weighs_in_the_next() {
     office.hear(1, receipt(2, seats[0], 0));
     let begins = office.border(OuterStep(0), InnerStep(2));
     assert_eq!(weights(&begins), [1], "the other has none");
-    for (to, begin) in begins {
-        let vote = Say::Vote { round: begin.round, digest: Digest([1; 32]), rates: Vec::new() };
-        office.take(Input::Received { from: to, message: Message::Sync(vote) });
-    }
+    office.vote(begins);
     office.store_all();
     let commit = |(_, message): &(PeerId, Message)| matches!(message, Message::Sync(Say::Commit { .. }));
     assert!(office.said().iter().any(commit));
@@ -330,4 +355,25 @@ fn a_receipt_behind_the_commit_that_left_its_replica_out_weighs_in_the_next() {
     (2..5).for_each(|index| office.hear(1, receipt(5, seats[1], index)));
     let begins = office.border(OuterStep(1), InnerStep(4));
     assert_eq!(weights(&begins), [3]);
+}
+
+/// A coordinator that starts again from it would else take for open what is in the weights.
+#[test]
+fn a_change_of_the_plan_beside_a_commit_is_stored_with_it() {
+    let mut office = Office::open();
+    let run = replicated(2, Schedule::Flush, SyncSpec::mean(2)).digest();
+    let seat = office.seat_of(2);
+    office.store_all();
+    let (stage, by) = (StageId(1), peer(1));
+    let microbatches = vec![Trained { index: 0, step: InnerStep(1) }];
+    let statement = Statement { run, stage, worker: peer(2), seat, by, microbatches };
+    office.hear(1, Message::Receipts(vec![Receipt::sign(statement, &keys()[1])]));
+    let begins = office.border(OuterStep(0), InnerStep(2));
+    assert_eq!(office.stored_commits(), [0, 0, 0]);
+    office.vote(begins);
+    assert_eq!(office.stored_commits(), [0, 1, 0], "the commit is on its way to the disk");
+    let before = office.storing;
+    office.join(5);
+    assert!(office.storing > before, "a member that starts again is removed first");
+    assert_eq!(office.stored_commits(), [0, 1, 0]);
 }
