@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use trestle_fleet::quantity::Quantity;
 
 use crate::units::time;
 
@@ -36,6 +37,10 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Join a run and hold one of its stages.
     Join(JoinArgs),
+    /// Say what a fleet would do with a run, before anything is rented: who holds what, how fast, how dear.
+    Plan(PlanArgs),
+    /// Measure this computer's device with a run's stage, and print it as a device of a fleet file.
+    Profile(ProfileArgs),
     /// Run scenarios in the simulator: the same decisions, in virtual time.
     Simulate(SimulateArgs),
     /// Measure how fast replicas agree: outer steps without training, here or between computers.
@@ -216,6 +221,64 @@ pub(crate) struct SimulateArgs {
     pub(crate) json: bool,
 }
 
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle plan runs/100b.toml --fleet fleets/orion.toml
+  trestle plan runs/8b.toml --fleet my-fleet.toml --replicas 2 --tokens 100B
+  trestle plan runs/8b.toml --fleet my-fleet.toml --set fleet.up=50Mbit --json
+  trestle plan runs/8b.toml --fleet my-fleet.toml --sweep sync.inner_steps=5,10,50,100")]
+pub(crate) struct PlanArgs {
+    /// The run file; docs/run-file.md lists its fields.
+    #[arg(value_name = "RUN.toml")]
+    pub(crate) run_file: PathBuf,
+    /// The fleet file; docs/plan.md lists its fields.
+    #[arg(long, value_name = "FLEET.toml")]
+    pub(crate) fleet: PathBuf,
+    /// Peers that hold the same stage: pipeline.replicas.
+    #[arg(long, value_name = "N")]
+    pub(crate) replicas: Option<u64>,
+    /// Tokens to train on, such as 1.1B [default: the run's steps]
+    #[arg(long, value_name = "N", value_parser = tokens)]
+    pub(crate) tokens: Option<f64>,
+    /// Set a field of the run file, or as fleet.FIELD or fleet.GROUP.FIELD of the fleet; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Compare values of a field, of the same kinds; may be given several times.
+    #[arg(long, value_name = "KEY=A,B,...")]
+    pub(crate) sweep: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `profile`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  trestle profile runs/8b.toml >> my-fleet.toml
+  trestle profile runs/8b.toml --device cuda --memory 24GB --name my-4090")]
+pub(crate) struct ProfileArgs {
+    /// The run file; docs/run-file.md lists its fields.
+    #[arg(value_name = "RUN.toml")]
+    pub(crate) run_file: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// The stage that is computed [default: one in the middle]
+    #[arg(long, value_name = "N")]
+    pub(crate) stage: Option<usize>,
+    /// The device's memory, such as 24GB [default: on a processor, the computer's]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub(crate) memory: Option<f64>,
+    /// What the fleet file is to call it.
+    #[arg(long, value_name = "NAME", default_value = "mine", value_parser = device_name)]
+    pub(crate) name: String,
+    /// Set any field of the run file; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -273,6 +336,22 @@ Examples:
 pub(crate) struct CompletionsArgs {
     /// Which shell.
     pub(crate) shell: Shell,
+}
+
+fn tokens(text: &str) -> Result<f64, String> {
+    let read = Quantity::Count.read(text).filter(|tokens| *tokens >= 1.0);
+    read.ok_or_else(|| format!("`{text}` is not a number of tokens, such as 1.1B"))
+}
+
+fn memory(text: &str) -> Result<f64, String> {
+    let read = Quantity::Bytes.read(text).filter(|bytes| *bytes > 0.0);
+    read.ok_or_else(|| format!("expected {}", Quantity::Bytes.example()))
+}
+
+fn device_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let good = !text.is_empty() && text.chars().all(plain);
+    if good { Ok(text.into()) } else { Err("expected letters, digits, - and _".into()) }
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -9,11 +9,7 @@ pub(crate) mod ledger_report;
 pub(crate) mod log_report;
 pub(crate) mod run_report;
 
-use std::fmt::Display;
-use std::io::Write;
 use std::path::Path;
-
-use serde::Serialize;
 
 use crate::args::InspectArgs;
 use crate::failure::Failure;
@@ -22,6 +18,7 @@ use crate::inspect::folder_report::FolderReport;
 use crate::inspect::ledger_report::LedgerReport;
 use crate::inspect::log_report::LogReport;
 use crate::inspect::run_report::RunReport;
+use crate::output::{Format, print};
 use crate::overrides::assignments;
 use crate::run_file::RunFile;
 
@@ -73,25 +70,5 @@ fn kind(path: &Path) -> Kind {
         Some("toml") => Kind::RunFile,
         Some("safetensors") => Kind::Checkpoint,
         Some(_) | None => Kind::Other,
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Format {
-    Words,
-    Json,
-}
-
-/// A reader that has seen enough, such as `head`, may close the pipe: that is no failure.
-fn print<R: Display + Serialize>(report: &R, format: Format) -> Result<(), Failure> {
-    let text = match format {
-        Format::Words => report.to_string(),
-        Format::Json => serde_json::to_string(report).map_err(Failure::failed)? + "\n",
-    };
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::failed(format!("cannot write to stdout: {error}")))
-        }
-        Ok(()) | Err(_) => Ok(()),
     }
 }

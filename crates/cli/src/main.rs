@@ -12,8 +12,10 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod join;
-mod memory;
+mod output;
 mod overrides;
+mod plan;
+mod profile;
 mod progress;
 mod rehearse;
 mod run;
@@ -52,6 +54,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Join(args) => join::join(&args),
         Command::Rehearse(args) => rehearse::rehearse(&args),
         Command::Generate(args) => generate::generate(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Profile(args) => profile::profile(&args),
         Command::Simulate(args) => simulate::simulate(&args),
     }
 }

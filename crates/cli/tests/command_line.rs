@@ -24,6 +24,8 @@ fn every_command_has_help_with_examples() {
         &["train", "-h"],
         &["serve", "-h"],
         &["join", "-h"],
+        &["plan", "-h"],
+        &["profile", "-h"],
         &["simulate", "-h"],
         &["generate", "-h"],
         &["inspect", "-h"],

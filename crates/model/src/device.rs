@@ -1,5 +1,5 @@
 //! Owns the choice of a device: parsing its name, saying what is seen and why the rest is not, thread counts, and the
-//! measured peak of a matrix multiplication. It may not know what is computed on it.
+//! measured peak of a matrix multiplication and of a copy. It may not know what is computed on it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -264,6 +264,36 @@ pub fn measure_peak(kind: DeviceKind, dtype: Dtype) -> Result<f64, DeviceError> 
         .map_err(|error| DeviceError::Measure { device: kind, message: brief(&error) })
 }
 
+/// Returns the rate at which the device goes over its memory, in bytes read or written a second.
+///
+/// The best of several copies of 256 MiB within about 0.3 s, each of which reads and writes as much.
+///
+/// # Errors
+/// The device is absent, or has too little memory.
+pub fn measure_bandwidth(kind: DeviceKind) -> Result<f64, DeviceError> {
+    kind.check()?;
+    tch::no_grad(|| best_copy(kind))
+        .map_err(|error| DeviceError::Measure { device: kind, message: brief(&error) })
+}
+
+/// Numbers of a side of the square that is copied: 256 MiB in f32, more than any cache.
+const COPIED: i64 = 8192;
+
+fn best_copy(kind: DeviceKind) -> Result<f64, TchError> {
+    let from = Tensor::f_ones([COPIED, COPIED], (Kind::Float, kind.device()))?;
+    let mut to = from.f_zeros_like()?;
+    finish(kind, &to)?;
+    let (start, mut best, mut runs) = (Instant::now(), f64::MAX, 0);
+    while runs < PEAK_RUNS_MIN || start.elapsed() < PEAK_TIME {
+        let run = Instant::now();
+        to.f_copy_(&from)?;
+        finish(kind, &to)?;
+        best = best.min(run.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    Ok(2.0 * 4.0 * (COPIED * COPIED) as f64 / best)
+}
+
 const PEAK_TIME: Duration = Duration::from_millis(300);
 const PEAK_RUNS_MIN: u32 = 3;
 
@@ -402,5 +432,8 @@ mod tests {
         let rate = measure_peak(DeviceKind::Cpu, Dtype::F32).expect("the processor multiplies");
         assert!((1e8..1e16).contains(&rate), "{rate}");
         assert!(measure_peak(DeviceKind::Cuda(4000), Dtype::F32).is_err());
+        let bytes = measure_bandwidth(DeviceKind::Cpu).expect("the processor copies");
+        assert!((1e8..1e13).contains(&bytes), "{bytes} bytes a second");
+        assert!(measure_bandwidth(DeviceKind::Cuda(4000)).is_err());
     }
 }

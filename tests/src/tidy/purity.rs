@@ -16,6 +16,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("model", &["std::net"], "the model knows no network: let `node` or `sim` carry the bytes"),
     ("data", &["std::net"], "data knows files alone: let `node` or `sim` carry the bytes"),
     (
+        "fleet",
+        &["std::net", "std::fs", "std::thread", "std::time"],
+        "a forecast is arithmetic: let `cli` read files, and take what time it is as an argument",
+    ),
+    (
         "sim",
         &["std::net", "std::thread", "std::time::Instant", "std::time::SystemTime"],
         "the simulator has one thread and virtual time: take the time from the event heap",

@@ -5,12 +5,12 @@
 use std::fmt;
 
 use serde::Serialize;
+use trestle_fleet::memory::StageMemory;
 use trestle_protocol::ids::Digest;
 use trestle_protocol::spec::RunSpec;
 use trestle_settings::model::model_config;
 
 use crate::failure::Failure;
-use crate::memory::StageMemory;
 use crate::run_file::RunFile;
 use crate::units::{bytes, count, scaled};
 

@@ -8,30 +8,30 @@ use trestle_protocol::spec::{Dtype, OptimizerKind, Retain, RunSpec, Schedule};
 
 /// What a stage needs at most, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct StageMemory {
+pub struct StageMemory {
     /// The f32 master weights, and their copies in the precision of the computation if that is another.
-    pub(crate) weights: u64,
+    pub weights: u64,
     /// Older weights that kept graphs still read, with the schedule `async`.
-    pub(crate) stale_weights: u64,
+    pub stale_weights: u64,
     /// The f32 sums of gradients, and one microbatch's own while they are added.
-    pub(crate) gradients: u64,
+    pub gradients: u64,
     /// The optimizer's moments, f32.
-    pub(crate) moments: u64,
+    pub moments: u64,
     /// The boundary inputs of the microbatches in flight.
-    pub(crate) kept_inputs: u64,
+    pub kept_inputs: u64,
     /// What autograd holds for the backward.
-    pub(crate) activations: u64,
+    pub activations: u64,
 }
 
 impl StageMemory {
     /// Returns the sum.
-    pub(crate) fn total(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         let Self { weights, stale_weights, gradients, moments, kept_inputs, activations } = self;
         weights + stale_weights + gradients + moments + kept_inputs + activations
     }
 
     /// Adds up what a stage of a run needs.
-    pub(crate) fn of(spec: &RunSpec, config: &ModelConfig, stage: usize) -> Self {
+    pub fn of(spec: &RunSpec, config: &ModelConfig, stage: usize) -> Self {
         let parameters = config.stage_parameters(stage);
         let compute = spec.pipeline.compute.bytes() as u64;
         let copies = match spec.pipeline.compute {
@@ -94,7 +94,7 @@ fn outside_matrices(config: &ModelConfig, stage: usize) -> u64 {
 /// Adds up what the backward of one token needs: for each block the inputs and outputs of both norms (4d), queries, keys
 /// and values (d + 2kv), the attention's output (d), and gate, up, its SiLU and their product (4F); for the head the
 /// logits and their softmax in f32 (2V). Boundary layers are narrow beside that and left out.
-fn activation_bytes_per_token(spec: &RunSpec, config: &ModelConfig, stage: usize) -> u64 {
+pub(crate) fn activation_bytes_per_token(spec: &RunSpec, config: &ModelConfig, stage: usize) -> u64 {
     let (d, f) = (config.width as u64, config.ffn_width as u64);
     let kv = (config.kv_heads * config.head_dim()) as u64;
     let block = (6 * d + 2 * kv + 4 * f) * spec.pipeline.compute.bytes() as u64;
