@@ -121,11 +121,15 @@ class Bench(Swarm):
     def begin(self, stage):
         """Starts a new peer, with its share of a core, and follows it."""
         peer = self.join(self.number, stage)
-        life = Life(peer, stage, Share(peer.name, self.options.share), self.folder)
+        life = Life(peer, stage, Share(peer.name, self.share_of(self.number)), self.folder)
         self.number += 1
         threading.Thread(target=life.read, args=(peer.child.stdout,), daemon=True).start()
         self.lives.append(life)
         return life
+
+    def share_of(self, number):
+        """The part of a core that a peer is given."""
+        return self.options.share
 
     def joined_with(self):
         return ["--json"]
@@ -179,12 +183,7 @@ class Bench(Swarm):
         return victim
 
     def measure(self):
-        self.serve()
-        spec = json.loads((self.folder / "run" / "spec.json").read_text())["spec"]
-        stages, replicas = len(spec["pipeline"]["stage_layers"]), spec["pipeline"]["replicas"]
-        for number in range(stages * replicas):
-            self.begin(number % stages)
-        self.wait(until=lambda: len(self.steps) >= 10)
+        stages, replicas = self.fill()
         calm = self.part("calm", lambda: self.wait(self.options.calm))
         harmed = self.part("kills", self.kill_again_and_again)
         killed = len(self.kills)
@@ -192,6 +191,16 @@ class Bench(Swarm):
         for _ in range(self.options.joins):
             self.join_one()
         return self.report(calm, harmed, killed, replicas, stages)
+
+    def fill(self):
+        """Starts a peer for each place, and waits until ten steps are taken; gives the numbers of stages and replicas."""
+        self.serve()
+        spec = json.loads((self.folder / "run" / "spec.json").read_text())["spec"]
+        stages, replicas = len(spec["pipeline"]["stage_layers"]), spec["pipeline"]["replicas"]
+        for number in range(stages * replicas):
+            self.begin(number % stages)
+        self.wait(until=lambda: len(self.steps) >= 10)
+        return stages, replicas
 
     def part(self, name, does):
         self.say(name)

@@ -20,9 +20,9 @@ use crate::failure::Failure;
 use crate::overrides::assignments;
 use crate::run_file::RunFile;
 
-/// Microbatches that are timed together, and how often; the fastest counts, for a computer may have other things to do.
-const TIMED: u64 = 5;
-const ROUNDS: u64 = 3;
+/// Microbatches that are timed together, and how often; the median counts, for a computer may have other things to do.
+const TIMED: u64 = 8;
+const ROUNDS: u64 = 7;
 
 /// Runs the command.
 ///
@@ -78,7 +78,7 @@ fn microbatch(spec: &RunSpec, stage: usize, device: DeviceKind) -> Result<f64, M
     let input = if stage == 0 { StageInput::Tokens(&tokens) } else { StageInput::Boundary(&boundary) };
     let last = stage + 1 == usize::from(spec.stages());
     let (targets, gradient) = if last { (Some(&tokens[..]), None) } else { (None, Some(&boundary[..])) };
-    let mut fastest = f64::INFINITY;
+    let mut seconds = Vec::new();
     for round in 0..=ROUNDS {
         let began = Instant::now();
         for at in 0..TIMED {
@@ -87,10 +87,11 @@ fn microbatch(spec: &RunSpec, stage: usize, device: DeviceKind) -> Result<f64, M
         }
         // In the first, memory is taken and kernels are chosen.
         if round > 0 {
-            fastest = fastest.min(began.elapsed().as_secs_f64() / TIMED as f64);
+            seconds.push(began.elapsed().as_secs_f64() / TIMED as f64);
         }
     }
-    Ok(fastest)
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
 }
 
 /// Makes a boundary message of small numbers of both signs.
