@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures speed and memory beside PyTorch and bare iroh, each pair in one run, and prints rows for BENCHMARKS.md.
-# Called by `make bench`, after setup. Usage: bench.sh [stage|message|swarm|memory|codec|allreduce|outer|churn]... ; all by default.
+# Called by `make bench`, after setup. Usage: bench.sh [stage|message|swarm|memory|codec|allreduce|outer|churn|forecast]... ; all by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ export PYTHONPATH=$python_path OMP_WAIT_POLICY=PASSIVE
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 say() { printf 'bench: %s\n' "$*" >&2; }
-[ $# -gt 0 ] || set -- stage message swarm memory codec allreduce outer churn
+[ $# -gt 0 ] || set -- stage message swarm memory codec allreduce outer churn forecast
 
 build() { "$cargo" build --release --quiet "$@"; }
 
@@ -129,9 +129,23 @@ churn() {
   python3 scripts/bench_rows.py churn "$work/churn" "$work/joins"
 }
 
+# Forecasts, for peers with a tenth of a core each, against swarms of such peers; and how long a plan takes.
+forecast() {
+  if [ "$(id -u)" -ne 0 ]; then
+    say 'forecasts are left out: a share of a core for each peer needs root'
+    return
+  fi
+  build -p trestle-cli
+  say 'forecasts, and what they are of'
+  python3 scripts/forecast_bench.py "$target/release/trestle" runs/demo.toml --steps 100000 --set pipeline.microbatch_size=2 \
+    --set evaluation.every=0 --set checkpoint.every=0 --set pipeline.microbatches_per_step=8 --set sync.inner_steps=2 \
+    --set sync.delay=1 >"$work/forecast"
+  python3 scripts/bench_rows.py forecast "$work/forecast"
+}
+
 for part in "$@"; do
   case $part in
-    stage | message | swarm | memory | codec | allreduce | outer | churn) "$part" ;;
-    *) printf 'error: no benchmark is called %s\n\nhint: stage, message, swarm, memory, codec, allreduce, outer or churn\n' "$part" >&2; exit 2 ;;
+    stage | message | swarm | memory | codec | allreduce | outer | churn | forecast) "$part" ;;
+    *) printf 'error: no benchmark is called %s\n\nhint: stage, message, swarm, memory, codec, allreduce, outer, churn or forecast\n' "$part" >&2; exit 2 ;;
   esac
 done

@@ -118,6 +118,15 @@ def churn(kills, joins):
         print(f"| {name} | {middle(lives, 'bytes') / 2**20:.1f} MiB | {parts} | {most:.2f} s | less than 3 s + state / link |")
 
 
+def forecast(path):
+    for found in objects(path):
+        if "seconds" in found:
+            print(f"| {found['name']} | {found['seconds']:.2f} s | {found['bound']} |")
+        else:
+            figures = f"{found['forecast']} tokens/s | {found['real']} tokens/s | {found['ratio']:.2f}x"
+            print(f"| {found['name']} | {figures} | 0.9x to 1.1x |")
+
+
 def main():
     match sys.argv[1:]:
         case ["stage", dtype, ours, theirs]:
@@ -130,6 +139,8 @@ def main():
             codec(path)
         case ["allreduce", path]:
             allreduce(path)
+        case ["forecast", path]:
+            forecast(path)
         case ["churn", kills, joins]:
             churn(kills, joins)
         case ["outer", *paths] if len(paths) >= 2 and len(paths) % 2 == 0:

@@ -5,7 +5,8 @@ usage: forecast_bench.py TRESTLE [RUN.toml] [--share 0.1] [--calm 60] [--only NA
 Each peer has --share of a core to train with, given by a control group (needs root), so that a peer is a device of its own. What
 such a device does is measured by `trestle profile` in a group with the same share; `trestle plan` makes a forecast for a fleet
 of them over links that cost nothing; then a swarm of processes trains, and after ten steps its tokens are counted for --calm seconds.
-Prints one line of JSON for each configuration: {name, forecast, real, ratio}; tokens a second.
+Prints one line of JSON for each configuration: {name, forecast, real, ratio}; tokens a second. Then, for each of two plans, {name,
+seconds, bound}.
 
 Signals only processes that it has started itself.
 """
@@ -16,6 +17,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 from chaos import arguments
 from churn_bench import Bench, Share
@@ -68,6 +70,25 @@ def forecast(options, folder):
     return plan["forecast"]
 
 
+def plans(options, folder):
+    """How long plans take: for the published fleet, and for ten thousand peers of ten kinds."""
+    kinds = ["rtx-4090", "rtx-4090", "rtx-4090", "rtx-5090", "rtx-5090", "a100-40", "a100-80", "m2-ultra", "l4", "h100"]
+    group = '[[group]]\nname = "{0}"\ncount = 1000\ndevice = "{1}"\nup = "{0}50Mbit"\ndown = "{0}50Mbit"\n'
+    fleet = folder / "fleet.toml"
+    fleet.write_text("".join(group.format(at + 1, kind) for at, kind in enumerate(kinds)))
+    large = ["pipeline.replicas=111", f"pipeline.stage_layers={[1] * 90}", "boundary.form=resbm", "boundary.encoder_width=2304"]
+    small = ["pipeline.replicas=3", "optimizer.kind=adamw"]
+    for name, path, changes, bound in (
+        ("48 peers", "fleets/orion.toml", small, "less than 1 s"),
+        ("10,000 peers", fleet, large, "less than 10 s"),
+    ):
+        words = [str(options.trestle), "plan", "runs/100b.toml", "--fleet", str(path)]
+        words += [word for change in changes for word in ("--set", change)]
+        began = time.monotonic()
+        subprocess.run(words, check=True, capture_output=True)
+        print(json.dumps({"name": f"plan of {name}", "seconds": round(time.monotonic() - began, 2), "bound": bound}), flush=True)
+
+
 def main():
     parser = arguments()
     parser.add_argument("--share", type=float, default=0.1, help="part of a core that each peer trains with")
@@ -92,6 +113,9 @@ def main():
                     life.share.remove()
         tokens = expected["pace"]["tokens_per_second"]
         print(json.dumps({"name": name, "forecast": round(tokens), "real": round(real), "ratio": round(tokens / real, 3)}), flush=True)
+    if not options.only:
+        with tempfile.TemporaryDirectory() as temporary:
+            plans(options, pathlib.Path(temporary))
 
 
 if __name__ == "__main__":
