@@ -20,11 +20,11 @@ const MEASURED_MIN: u64 = 64;
 /// The unit of work, so that a part of a microbatch still counts when old ones fade.
 const WORK_ONE: u64 = 1 << 20;
 
-/// Turns of a pattern, for each replica: speeds of 1:7 are still told apart.
+/// Turns of a pattern at most, for each replica: speeds of 1:7 are still told apart.
 const TURNS_PER_REPLICA: usize = 4;
 
 /// How much faster than under the present turns a stage must be for other ones: less is noise.
-const GAIN: (u64, u64) = (3, 2);
+const GAIN: (u64, u64) = (5, 4);
 
 /// Work done, and the time it took, both fading.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,7 +90,10 @@ impl Paces {
         if weights.len() < 2 || !all(present) {
             return None;
         }
-        let better = turns(&weights, weights.len() * TURNS_PER_REPLICA);
+        // Of patterns that are as fast, the shortest.
+        let lengths = weights.len()..=weights.len() * TURNS_PER_REPLICA;
+        let patterns = lengths.rev().map(|length| turns(&weights, length));
+        let better = patterns.max_by_key(|pattern| pace(&weights, pattern))?;
         let faster =
             pace(&weights, &better).saturating_mul(GAIN.1) >= pace(&weights, present).saturating_mul(GAIN.0);
         faster.then_some(better)
@@ -164,10 +167,26 @@ mod tests {
     fn replicas_of_different_speed_take_turns_in_proportion_and_noise_changes_nothing() {
         let better = paces([400, 200, 100]).better_turns(&plan(), StageId(0), &EQUAL).expect("7 / 3 as fast");
         let count = |replica| better.iter().filter(|turn| **turn == ReplicaId(replica)).count();
-        assert_eq!([count(0), count(1), count(2)], [2, 3, 7]);
+        assert_eq!(
+            [count(0), count(1), count(2)],
+            [1, 2, 4],
+            "of all patterns up to 12 turns the one that fits"
+        );
         assert_eq!(paces([400, 200, 100]).better_turns(&plan(), StageId(0), &better), None, "once");
         assert_eq!(paces([110, 100, 90]).better_turns(&plan(), StageId(0), &EQUAL), None);
         assert!(paces([100, 100, 100]).better_turns(&plan(), StageId(0), &better).is_some(), "and back");
+    }
+
+    /// A pattern of eight turns for two replicas would have them at 3:5.
+    #[test]
+    fn one_of_two_replicas_that_is_twice_as_fast_takes_two_turns_of_three() {
+        let mut plan = plan();
+        plan.members.truncate(2);
+        let equal = &EQUAL[..2];
+        let fast = ReplicaId(1);
+        let better = paces([200, 100, 0]).better_turns(&plan, StageId(0), equal).expect("half as fast again");
+        assert_eq!(better, [fast, ReplicaId(0), fast]);
+        assert_eq!(paces([130, 100, 0]).better_turns(&plan, StageId(0), equal), None, "noise");
     }
 
     #[test]

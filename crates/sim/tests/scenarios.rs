@@ -66,6 +66,7 @@ scenarios! {
     replicas_one_batch
     replicas_overlapped
     replicas_real
+    replicas_unlike
     replicas_wan_overlapped
     replicas_wan_waiting
     slow_stage
