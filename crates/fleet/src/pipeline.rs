@@ -342,6 +342,25 @@ mod tests {
         near(step_seconds(&stages, &load), 8.0 * 5.0);
     }
 
+    /// What the simulator, which runs the protocol, took for the same: 200 steps in 198.5 s, and in 259.9 s with one of two replicas
+    /// of the first stage at half speed (sim/scenarios/replicas_unlike.txt).
+    #[test]
+    fn steps_take_what_the_protocol_takes_in_the_simulator() {
+        let replica = |factor: f64| Replica {
+            spans: Spans { forward: 0.03 * factor, backward: 0.06 * factor, step: 0.001 * factor },
+            up: 1e12,
+            down: 1e12,
+            delay: 0.0005,
+        };
+        let mut stages = vec![vec![replica(1.0); 2]; 4];
+        let load = load(4, 16, 5, 0);
+        let alike = step_seconds(&stages, &load);
+        assert!((alike / (198.5 / 200.0) - 1.0).abs() < 0.02, "{alike}");
+        stages[0][0] = replica(2.0);
+        let unlike = step_seconds(&stages, &load);
+        assert!((unlike / (259.9 / 200.0) - 1.0).abs() < 0.10, "{unlike}");
+    }
+
     #[test]
     fn turns_share_work_by_speed_and_chance_costs_time() {
         let stages = vec![vec![replica(1.0, 2.0, 0.0), replica(2.0, 4.0, 0.0)]; 3];
