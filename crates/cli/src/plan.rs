@@ -5,6 +5,7 @@
 pub(crate) mod sweep;
 
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
 use trestle_fleet::file::Fleet;
@@ -73,8 +74,10 @@ fn read(args: &PlanArgs, changes: &[Change]) -> Result<(RunSpec, Fleet), Failure
         let hint = "docs/plan.md describes fleet files; fleets/ has some";
         Failure::misused(format!("cannot read {name}: {error}")).hint(hint)
     })?;
-    let mut fleet =
-        Fleet::parse(&name, &text).map_err(|error| Failure::misused(&error).hint(error.hint()))?;
+    let folder = args.fleet.parent().unwrap_or(Path::new("."));
+    let trace = |path: &str| std::fs::read_to_string(folder.join(path)).map_err(|error| error.to_string());
+    let parsed = Fleet::parse(&name, &text, &trace);
+    let mut fleet = parsed.map_err(|error| Failure::misused(&error).hint(error.hint()))?;
     let mut of_run = Vec::new();
     for (field, value) in &all {
         match field.strip_prefix("fleet.") {

@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::memory::{StageMemory, activation_bytes_per_token};
 use serde::Serialize;
 use trestle_model::config::ModelConfig;
+use trestle_protocol::spec::sync::OuterRule;
 use trestle_protocol::spec::{Dtype, OptimizerKind, Retain, RunSpec};
 use trestle_settings::model::model_config;
 
@@ -106,6 +107,15 @@ impl StageWork {
             memory: StageMemory::of(spec, config, stage),
             compute,
         }
+    }
+
+    /// Returns the bytes of what a newcomer fetches: weights, the outer momentum if there is one, and the moments, in f32.
+    pub fn state_bytes(&self, spec: &RunSpec) -> f64 {
+        let momentum = match spec.sync.rule {
+            OuterRule::Nesterov => 4.0,
+            OuterRule::Mean | OuterRule::Plain => 0.0,
+        };
+        (4.0 + momentum) * self.parameters as f64 + self.memory.moments as f64
     }
 
     /// Returns the same work with no forward done again.

@@ -2,6 +2,7 @@
 //!
 //! Owns its reading and its checks; what comes out is checked once and for all. May not know runs.
 
+use crate::availability::{Availability, Disk, Online, Trace};
 use crate::device::{Device, built_in};
 use crate::exchange::Exchange;
 use crate::pipeline::Routing;
@@ -42,10 +43,8 @@ pub struct Group {
     pub site: String,
     /// Dollars an hour for one.
     pub price: f64,
-    /// Failures of one peer in an hour of its being there.
-    pub failures_per_hour: f64,
-    /// Seconds from a failure until another works in its place.
-    pub replaced_after: f64,
+    /// When they are there.
+    pub availability: Availability,
 }
 
 /// A fleet.
@@ -76,10 +75,27 @@ const CHANGEABLE: &[(&str, Quantity, RangeInclusive<f64>, Put)] = &[
     ("reach", Quantity::Count, SOME..=1.0, |group, value| group.device.reach = value),
     ("price", Quantity::Count, 0.0..=PRICE_MAX, |group, value| group.price = value),
     ("failures_per_hour", Quantity::Count, 0.0..=FAILURES_MAX, |group, value| {
-        group.failures_per_hour = value
+        // A rate that is said last is what is asked about.
+        group.availability.trace = None;
+        group.availability.failures_per_hour = value;
     }),
-    ("replaced_after", Quantity::Time, 0.0..=f64::MAX, |group, value| group.replaced_after = value),
+    ("replaced_after", Quantity::Time, 0.0..=f64::MAX, |group, value| {
+        group.availability.trace = None;
+        group.availability.replaced_after = value;
+    }),
 ];
+
+/// What replicas of a stage may do to come to one result, as a file has it; the first is usual.
+const EXCHANGES: &[(&str, Exchange)] = &[("butterfly", Exchange::Butterfly), ("bridge", Exchange::Bridge)];
+
+/// How microbatches may find their way, likewise.
+const ROUTINGS: &[(&str, Routing)] = &[("turns", Routing::Turns), ("chance", Routing::Chance(SEED))];
+
+/// What a peer that comes back may have, likewise.
+const DISKS: &[(&str, Disk)] = &[("kept", Disk::Kept), ("lost", Disk::Lost)];
+
+/// Reads a file that a fleet file names; says why it cannot.
+pub type ReadFile<'a> = dyn Fn(&str) -> Result<String, String> + 'a;
 
 /// Why a fleet file is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +140,9 @@ struct RawGroup {
     price: Option<Spanned<f64>>,
     failures_per_hour: Option<Spanned<f64>>,
     replaced_after: Option<Spanned<String>>,
+    trace: Option<Spanned<String>>,
+    online: Option<Spanned<String>>,
+    disk: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -141,15 +160,16 @@ struct RawDevice {
 struct Reader<'a> {
     file: &'a str,
     text: &'a str,
+    read: &'a ReadFile<'a>,
 }
 
 impl Fleet {
-    /// Reads a fleet file; `file` serves for messages.
+    /// Reads a fleet file; `file` serves for messages, and `read` gives the traces that it names.
     ///
     /// # Errors
     /// The first thing that is wrong, with its line, its value and a hint.
-    pub fn parse(file: &str, text: &str) -> Result<Self, FleetFileError> {
-        let reader = Reader { file, text };
+    pub fn parse(file: &str, text: &str, read: &ReadFile<'_>) -> Result<Self, FleetFileError> {
+        let reader = Reader { file, text, read };
         let raw: RawFleet = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             let what = error.message().lines().collect::<Vec<_>>().join(", ");
@@ -169,28 +189,32 @@ impl Fleet {
             }
             groups.push(reader.group(group, &devices)?);
         }
-        let exchanges = [("butterfly", Exchange::Butterfly), ("bridge", Exchange::Bridge)];
-        let routings = [("turns", Routing::Turns), ("chance", Routing::Chance(SEED))];
         Ok(Self {
             name: raw.name.unwrap_or_else(|| file.into()),
             groups,
-            exchange: reader.word("exchange", raw.exchange.as_ref(), &exchanges)?,
-            routing: reader.word("routing", raw.routing.as_ref(), &routings)?,
+            exchange: reader.word("exchange", raw.exchange.as_ref(), EXCHANGES)?,
+            routing: reader.word("routing", raw.routing.as_ref(), ROUTINGS)?,
         })
     }
 
-    /// Changes a field of one group, as `GROUP.FIELD`, or of all, as `FIELD`; the text is as in the file.
+    /// Changes a field of one group, as `GROUP.FIELD`, or of all, as `FIELD`, or of the fleet; the text is as in the file.
     ///
     /// # Errors
     /// There is no such group or field, or it cannot be that; says what is wrong.
     pub fn set(&mut self, field: &str, text: &str) -> Result<(), String> {
+        match field {
+            "exchange" => return set_word(&mut self.exchange, field, text, EXCHANGES),
+            "routing" => return set_word(&mut self.routing, field, text, ROUTINGS),
+            _ => {}
+        }
         let (of, field) = match field.rsplit_once('.') {
             Some((group, field)) => (Some(group), field),
             None => (None, field),
         };
         let Some((_, kind, range, put)) = CHANGEABLE.iter().find(|(name, ..)| *name == field) else {
             let known: Vec<&str> = CHANGEABLE.iter().map(|(name, ..)| *name).collect();
-            return Err(format!("`{field}` is no field to change; those are {}", known.join(", ")));
+            let known = known.join(", ");
+            return Err(format!("`{field}` is no field to change; those are {known}, exchange, routing"));
         };
         let value = kind.read(text).filter(|value| range.contains(value));
         let value = value.ok_or_else(|| format!("`{field}` is \"{text}\", expected {}", kind.example()))?;
@@ -209,6 +233,17 @@ impl Fleet {
     pub fn peers(&self) -> usize {
         self.groups.iter().map(|group| group.count).sum()
     }
+}
+
+fn set_word<T: Copy>(field: &mut T, name: &str, text: &str, words: &[(&str, T)]) -> Result<(), String> {
+    let known = words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
+    *field = known.ok_or_else(|| format!("`{name}` is \"{text}\", expected {}", listed(words)))?;
+    Ok(())
+}
+
+fn listed<T>(words: &[(&str, T)]) -> String {
+    let allowed: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+    allowed.join(" or ")
 }
 
 impl Reader<'_> {
@@ -252,8 +287,7 @@ impl Reader<'_> {
         let Some(value) = value else { return Ok(words[0].1) };
         let known = words.iter().find(|(word, _)| word == value.get_ref());
         known.map(|(_, meaning)| *meaning).ok_or_else(|| {
-            let allowed: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-            let what = format!("`{field}` is \"{}\", expected {}", value.get_ref(), allowed.join(" or "));
+            let what = format!("`{field}` is \"{}\", expected {}", value.get_ref(), listed(words));
             self.refuse(value.span().start, what, "choose one of them, or leave the field out")
         })
     }
@@ -350,26 +384,54 @@ impl Reader<'_> {
                 Err(self.refuse(at, what, format!("say what one of its peers has: {field} = \"100Mbit\"")))
             }
         };
-        let time = |field: &str, text: &Option<Spanned<String>>, usual: f64| match text {
-            Some(text) => self.quantity(field, Quantity::Time, text),
-            None => Ok(usual),
-        };
         Ok(Group {
             count: count as usize,
             up: link("up", &raw.up)?,
             down: link("down", &raw.down)?,
-            rtt: time("rtt", &raw.rtt, 0.05)?,
+            rtt: self.time("rtt", raw.rtt.as_ref(), 0.05)?,
             site: raw.site.clone().unwrap_or_default(),
             price: self.number("price", raw.price.as_ref(), PRICE_MAX)?,
-            failures_per_hour: self.number(
-                "failures_per_hour",
-                raw.failures_per_hour.as_ref(),
-                FAILURES_MAX,
-            )?,
-            replaced_after: time("replaced_after", &raw.replaced_after, 300.0)?,
+            availability: self.availability(raw)?,
             device,
             name,
         })
+    }
+
+    fn time(&self, field: &str, text: Option<&Spanned<String>>, usual: f64) -> Result<f64, FleetFileError> {
+        text.map_or(Ok(usual), |text| self.quantity(field, Quantity::Time, text))
+    }
+
+    fn availability(&self, raw: &RawGroup) -> Result<Availability, FleetFileError> {
+        let failures = self.number("failures_per_hour", raw.failures_per_hour.as_ref(), FAILURES_MAX)?;
+        let replaced_after = self.time("replaced_after", raw.replaced_after.as_ref(), 300.0)?;
+        let mut availability = Availability::rate(failures, replaced_after);
+        availability.disk = self.word("disk", raw.disk.as_ref(), DISKS)?;
+        if let Some(online) = &raw.online {
+            let what = || {
+                format!(
+                    "`online` is \"{}\", expected a time of day such as \"20:00-08:00\"",
+                    online.get_ref()
+                )
+            };
+            let read = Online::read(online.get_ref());
+            let hint = "leave it out where they are there day and night";
+            availability.online = Some(read.ok_or_else(|| self.refuse(online.span().start, what(), hint))?);
+        }
+        if let Some(trace) = &raw.trace {
+            let (path, at) = (trace.get_ref(), trace.span().start);
+            let hint = "docs/plan.md has the form of a trace; its path is from the fleet file on";
+            if raw.failures_per_hour.is_some() || raw.replaced_after.is_some() {
+                let what = format!("`trace` is \"{path}\", and a rate of failures is said too");
+                return Err(self.refuse(at, what, "leave one of them out: the trace has its own rate"));
+            }
+            let text = (self.read)(path).map_err(|error| {
+                self.refuse(at, format!("`trace` \"{path}\" cannot be read: {error}"), hint)
+            })?;
+            let trace = Trace::parse(path, &text)
+                .map_err(|error| self.refuse(at, format!("`trace` \"{path}\", {error}"), hint))?;
+            availability.follow(trace);
+        }
+        Ok(availability)
     }
 }
 
@@ -377,12 +439,20 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
+    fn parse(file: &str, text: &str) -> Result<Fleet, FleetFileError> {
+        Fleet::parse(file, text, &|path| match path {
+            "short.csv" => Ok("seconds,peer,event\n10,0,gone\n70,0,back\n100,,end\n".into()),
+            "wrong.csv" => Ok("seconds,peer,event\n10,0,vanished\n".into()),
+            _ => Err("there is no such file".into()),
+        })
+    }
+
     const GROUP: &str =
         "[[group]]\nname = \"a\"\ncount = 2\ndevice = \"t4\"\nup = \"10Mbit\"\ndown = \"20Mbit\"\n";
 
     #[test]
     fn a_group_is_read_with_its_defaults() {
-        let fleet = Fleet::parse("f.toml", GROUP).expect("it is whole");
+        let fleet = parse("f.toml", GROUP).expect("it is whole");
         assert_eq!((fleet.name.as_str(), fleet.peers(), fleet.exchange), ("f.toml", 2, Exchange::Butterfly));
         let group = &fleet.groups[0];
         assert_eq!((group.up, group.down, group.rtt, group.price), (1.25e6, 2.5e6, 0.05, 0.0));
@@ -393,20 +463,35 @@ mod tests {
     fn a_device_of_one_s_own_takes_the_rest_from_another() {
         let text = format!("[device.big]\nlike = \"t4\"\nmemory = \"32GB\"\nreach = 0.5\n{GROUP}")
             .replace("\"t4\"\nup", "\"big\"\nup");
-        let device = Fleet::parse("f", &text).expect("it is whole").groups[0].device.clone();
+        let device = parse("f", &text).expect("it is whole").groups[0].device.clone();
         assert_eq!((device.memory, device.bandwidth, device.reach), (32e9, 320e9, 0.5));
         assert_eq!(device.source, "f, [device.big]");
     }
 
     #[test]
+    fn a_trace_gives_its_rate_until_another_is_said() {
+        let text = format!("{GROUP}trace = \"short.csv\"\nonline = \"08:00-20:00\"\ndisk = \"lost\"\n");
+        let mut fleet = parse("f", &text).expect("it is whole");
+        let Availability { failures_per_hour, replaced_after, disk, .. } = fleet.groups[0].availability;
+        assert_eq!((failures_per_hour, replaced_after, disk), (90.0, 60.0, Disk::Lost));
+        fleet.set("failures_per_hour", "2").expect("it is a rate");
+        let peers = &fleet.groups[0].availability;
+        assert_eq!((peers.failures_per_hour, peers.replaced_after, &peers.trace), (2.0, 60.0, &None));
+        assert!(peers.online.is_some());
+    }
+
+    #[test]
     fn groups_are_changed_by_name_or_all_at_once() {
         let text = format!("{GROUP}{}", GROUP.replace("\"a\"", "\"b.c\""));
-        let mut fleet = Fleet::parse("f", &text).expect("it is whole");
+        let mut fleet = parse("f", &text).expect("it is whole");
         fleet.set("b.c.up", "1Gbit").expect("it is there");
         fleet.set("price", "0.5").expect("all have one");
         let of = |at: usize| (fleet.groups[at].up, fleet.groups[at].price);
         assert_eq!((of(0), of(1)), ((1.25e6, 0.5), (125e6, 0.5)));
+        fleet.set("exchange", "bridge").expect("it is one");
+        assert_eq!(fleet.exchange, Exchange::Bridge);
         for (field, text, said) in [
+            ("routing", "luck", "`routing` is \"luck\", expected \"turns\" or \"chance\""),
             ("d.up", "1Gbit", "there is no group \"d\"; the groups are a, b.c"),
             ("up", "0Mbit", "`up` is \"0Mbit\", expected a rate such as \"856Mbit\" or \"1.2Gbit\""),
             ("speed", "1", "`speed` is no field to change; those are count, up"),
@@ -440,18 +525,40 @@ mod tests {
                 "`exchange` is \"ring\", expected \"butterfly\" or \"bridge\"",
             ),
             ("[[group]]", "[device.x]\nbf16 = \"1T\"\n[[group]]", 1, "[device.x] has no `reach`"),
+            (
+                "count = 2",
+                "count = 2\ndisk = \"full\"",
+                4,
+                "`disk` is \"full\", expected \"kept\" or \"lost\"",
+            ),
+            ("count = 2", "count = 2\nonline = \"late\"", 4, "`online` is \"late\", expected a time of day"),
+            (
+                "count = 2",
+                "count = 2\ntrace = \"no.csv\"",
+                4,
+                "`trace` \"no.csv\" cannot be read: there is no",
+            ),
+            (
+                "count = 2",
+                "count = 2\ntrace = \"wrong.csv\"",
+                4,
+                "`trace` \"wrong.csv\", line 2: `event` is \"vanished\", expected gone, back or end",
+            ),
+            (
+                "count = 2",
+                "count = 2\nfailures_per_hour = 1.0\ntrace = \"short.csv\"",
+                5,
+                "`trace` is \"short.csv\", and a rate of failures is said too",
+            ),
         ] {
             let text = GROUP.replace(from, to);
-            let error = Fleet::parse("f.toml", &text).expect_err(what);
+            let error = parse("f.toml", &text).expect_err(what);
             let said = error.to_string();
             assert!(said.starts_with(&format!("f.toml:{line}: {what}")), "{said}");
             assert!(!error.hint().is_empty());
         }
         let twice = format!("{GROUP}{GROUP}");
-        assert_eq!(
-            Fleet::parse("f", &twice).expect_err("twice").to_string(),
-            "f:8: two groups are called \"a\""
-        );
-        assert_eq!(Fleet::parse("f", "").expect_err("empty").to_string(), "f:1: there is no [[group]]");
+        assert_eq!(parse("f", &twice).expect_err("twice").to_string(), "f:8: two groups are called \"a\"");
+        assert_eq!(parse("f", "").expect_err("empty").to_string(), "f:1: there is no [[group]]");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Owns how cost, placement, pipeline and exchange come together. Knows nothing of how that is shown.
 
+use crate::availability::parts_of_day;
 use crate::cost::{self, Spans, StageWork};
-use crate::exchange::Traffic;
+use crate::exchange::{Exchange, Traffic};
 use crate::file::{Fleet, Group};
 use crate::layers;
 use crate::pipeline::{self, Load, Replica, Staleness};
@@ -272,7 +273,7 @@ impl Scene<'_> {
         let exchanges = (0..self.works.len()).map(|stage| self.exchange(stage)).fold(0.0, f64::max);
         let between = f64::from(spec.sync.inner_steps);
         let steady = without == Some(Loss::Failures);
-        let kept = if steady { 1.0 } else { self.kept(failures_per_hour, between * step) };
+        let kept = if steady { 1.0 } else { self.kept(failures_per_hour, exchanges) };
         let trains = step / kept;
         let waits = (exchanges - f64::from(spec.sync.delay) * trains).max(0.0);
         let stall = if without == Some(Loss::Exchange) { 0.0 } else { waits };
@@ -288,26 +289,54 @@ impl Scene<'_> {
         Pace { step, stall, kept, utilisation, mfu, tokens_per_second: tokens / trains * utilisation }
     }
 
-    /// Returns the part of the speed that is left under failures: the mean, over who is there, of the stage that has least left; less
-    /// what is done again, half of what a replica trains between two commits.
-    fn kept(&self, failures_per_hour: Option<f64>, between_commits: f64) -> f64 {
-        let rate = |group: usize| failures_per_hour.unwrap_or(self.group(group).failures_per_hour) / HOUR;
-        let stages: Vec<Vec<(f64, f64)>> = self
-            .placement
-            .stages
-            .iter()
-            .enumerate()
-            .map(|(stage, groups)| {
+    /// Returns the part of the speed that is left under failures, and at the times of day at which not all are there: the mean, over
+    /// who is there, of the stage that has least left; less what is done again, half of what a replica trains between two commits.
+    fn kept(&self, failures_per_hour: Option<f64>, stall: f64) -> f64 {
+        let of = |group: usize| &self.group(group).availability;
+        let rate = |group: usize| failures_per_hour.unwrap_or(of(group).failures_per_hour);
+        let day = parts_of_day(self.placement.stages.iter().flatten().map(|group| of(*group)));
+        let at = |time: f64| {
+            let stage = |(stage, groups): (usize, &Vec<usize>)| {
                 left_of(groups.iter().map(|group| {
-                    let there = 1.0 / (1.0 + rate(*group) * self.group(*group).replaced_after);
+                    let away = self.away(stage, *group, stall);
+                    let is_on = of(*group).online.is_none_or(|online| online.is_on(time));
+                    let there = if is_on { of(*group).there(rate(*group), away) } else { 0.0 };
                     (1.0 / self.spans(stage, *group, None).microbatch(), there)
                 }))
-            })
-            .collect();
+            };
+            let stages: Vec<_> = self.placement.stages.iter().enumerate().map(stage).collect();
+            mean_of_least(&stages)
+        };
+        let left: f64 = day.into_iter().map(|(part, time)| part * at(time)).sum();
         let placed = self.placement.stages.iter().flatten();
-        let (peers, failures) = placed.fold((0.0, 0.0), |(n, sum), group| (n + 1.0, sum + rate(*group)));
-        let again = failures / peers * between_commits / 2.0;
-        mean_of_least(&stages) / (1.0 + again)
+        let (peers, failures) =
+            placed.fold((0.0, 0.0), |(n, sum), group| (n + 1.0, sum + rate(*group) / HOUR));
+        let between_commits = f64::from(self.spec.sync.inner_steps) * self.step;
+        left / (1.0 + failures / peers * between_commits / 2.0)
+    }
+
+    /// Returns the seconds from a failure until a peer trains in its place: until it is replaced, has fetched the stage's state, and
+    /// may begin.
+    fn away(&self, stage: usize, group: usize, stall: f64) -> f64 {
+        let spec = self.spec;
+        let others = self.placement.stages[stage].iter().map(|other| self.group(*other).up);
+        // Its own place is empty: one of its kind does not send.
+        let up = (others.sum::<f64>() - self.group(group).up).max(0.0);
+        let Group { down, availability, .. } = self.group(group);
+        let work = &self.works[stage];
+        let fetch = |bytes: f64| bytes / down.min(up).max(f64::MIN_POSITIVE);
+        let entry = match self.fleet.exchange {
+            // State of each parameter in f32, at the next inner step.
+            Exchange::Butterfly if up > 0.0 => fetch(work.state_bytes(spec)) + self.step,
+            // With nobody to fetch from, from its disk.
+            Exchange::Butterfly => self.step,
+            // The weights from the one place that has them, at the next outer step: half of one, on the mean.
+            Exchange::Bridge => {
+                let outer = f64::from(spec.sync.inner_steps) * self.step + stall;
+                self.fleet.exchange.traffic(&spec.sync, work.parameters, 2).down / down + outer / 2.0
+            }
+        };
+        availability.replaced_after + entry
     }
 
     fn stage(&self, stage: usize, pace: &Pace) -> StageForecast {

@@ -2,6 +2,7 @@
 //!
 //! Owns that arithmetic, and the fleet file. May not know sockets, tensors, drivers, real time, or what is printed.
 
+pub mod availability;
 pub mod cost;
 pub mod device;
 pub mod exchange;
