@@ -207,18 +207,48 @@ pub(crate) struct JoinArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  trestle simulate sim/scenarios/flush
-  trestle simulate sim/scenarios/* --seed 7")]
+  trestle simulate sim/scenarios/*.txt --seed 7
+  trestle simulate runs/100b.toml --fleet fleets/orion.toml --replicas 3 --for 48h
+  trestle simulate runs/8b.toml --fleet my-fleet.toml --tokens 1B --seeds 5 --picture run.svg")]
 pub(crate) struct SimulateArgs {
-    /// Scenario files: a script and its outcome.
-    #[arg(value_name = "SCENARIO", required = true)]
+    /// Scenario files, each a script and its outcome; with --fleet one run file.
+    #[arg(value_name = "SCENARIO|RUN.toml", required = true)]
     pub(crate) scenarios: Vec<PathBuf>,
-    /// The seed of every draw [default: the scenario's]
+    #[command(flatten)]
+    pub(crate) fleet: SimulatedFleetArgs,
+    /// The seed of every draw [default: the scenario's; 1 for a fleet]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Print the outcome as a line of JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What `simulate` takes beside, for a run on a fleet.
+#[derive(Debug, Args)]
+pub(crate) struct SimulatedFleetArgs {
+    /// Play a run on this fleet, instead of scenarios; docs/plan.md lists its fields.
+    #[arg(long = "fleet", value_name = "FLEET.toml")]
+    pub(crate) file: Option<PathBuf>,
+    /// Virtual time until the run is told to end, such as 48h [default: the run's last step]
+    #[arg(long = "for", value_name = "TIME", value_parser = virtual_time, requires = "file")]
+    pub(crate) until: Option<f64>,
+    /// Tokens to train on, such as 1.1B: the run ends with the inner step that has them.
+    #[arg(long, value_name = "N", value_parser = tokens, requires = "file", conflicts_with = "until")]
+    pub(crate) tokens: Option<f64>,
+    /// Play it with so many seeds, and say how far they differ.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "file",
+          value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) seeds: u64,
+    /// Peers that hold the same stage: pipeline.replicas.
+    #[arg(long, value_name = "N", requires = "file")]
+    pub(crate) replicas: Option<u64>,
+    /// Set a field of the run file, or as fleet.FIELD or fleet.GROUP.FIELD of the fleet; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE", requires = "file")]
+    pub(crate) set: Vec<String>,
+    /// Draw what came of it over time.
+    #[arg(long, value_name = "FILE.svg", requires = "file")]
+    pub(crate) picture: Option<PathBuf>,
 }
 
 /// Arguments of `plan`.
@@ -248,6 +278,9 @@ pub(crate) struct PlanArgs {
     /// Compare values of a field, of the same kinds; may be given several times.
     #[arg(long, value_name = "KEY=A,B,...")]
     pub(crate) sweep: Vec<String>,
+    /// Draw an inner step, and what costs time.
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "sweep")]
+    pub(crate) picture: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -341,6 +374,11 @@ pub(crate) struct CompletionsArgs {
 fn tokens(text: &str) -> Result<f64, String> {
     let read = Quantity::Count.read(text).filter(|tokens| *tokens >= 1.0);
     read.ok_or_else(|| format!("`{text}` is not a number of tokens, such as 1.1B"))
+}
+
+fn virtual_time(text: &str) -> Result<f64, String> {
+    let read = Quantity::Time.read(text).filter(|seconds| (1.0..1e9).contains(seconds));
+    read.ok_or_else(|| format!("`{text}` is not a length of virtual time, such as 30min or 48h"))
 }
 
 fn memory(text: &str) -> Result<f64, String> {

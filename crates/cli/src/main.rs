@@ -3,6 +3,7 @@
 //! Owns what a person types and reads. May not know any decision of the protocol.
 
 mod args;
+mod asked;
 mod attend;
 mod chaos;
 mod device;
@@ -14,6 +15,7 @@ mod interrupt;
 mod join;
 mod output;
 mod overrides;
+mod picture;
 mod plan;
 mod profile;
 mod progress;

@@ -2,24 +2,21 @@
 //!
 //! Owns the words and the table. May not know how anything of it is worked out.
 
+pub(crate) mod drawn;
 pub(crate) mod sweep;
 
 use std::fmt;
-use std::path::Path;
 
 use serde::Serialize;
-use trestle_fleet::file::Fleet;
 use trestle_fleet::forecast::{Forecast, Loss, Pace, better_layers};
 use trestle_fleet::placement::Unplaceable;
-use trestle_protocol::ids::Digest;
-use trestle_protocol::spec::RunSpec;
 
 use crate::args::PlanArgs;
+use crate::asked::{Asked, Change, assignment};
 use crate::failure::Failure;
 use crate::output::{Format, print};
+use crate::picture;
 use crate::plan::sweep::{Figures, ROWS_MAX, Row, Sweep};
-use crate::run_file::RunFile;
-use crate::run_file::source::Override;
 use crate::units::{bytes, count, percent};
 
 /// What is printed.
@@ -37,9 +34,6 @@ struct Report {
     devices: Vec<(String, String)>,
 }
 
-/// A field and its value, of the run file or, as `fleet.FIELD` or `fleet.GROUP.FIELD`, of the fleet file.
-type Change = (String, String);
-
 /// Runs the command.
 ///
 /// # Errors
@@ -47,58 +41,24 @@ type Change = (String, String);
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let format = if args.json { Format::Json } else { Format::Words };
     if args.sweep.is_empty() {
-        return print(&Report::of(args, &[])?, format);
+        let report = Report::of(args, &[])?;
+        if let Some(file) = &args.picture {
+            let (spec, fleet) = asked(args).read(&[])?;
+            let timeline = Forecast::timeline(&spec, &fleet).map_err(Failure::failed)?;
+            picture::draw(file, &drawn::panels(&report.forecast, &timeline))?;
+        }
+        return print(&report, format);
     }
     print(&sweep(args)?, format)
 }
 
-fn assignment(option: &str, text: &str) -> Result<Change, Failure> {
-    let (field, value) = text.split_once('=').ok_or_else(|| {
-        let error = format!("`{option} {text}` is no assignment");
-        Failure::misused(error)
-            .hint(format!("write {option} sync.inner_steps=50 or {option} fleet.up=100Mbit"))
-    })?;
-    Ok((field.trim().into(), value.trim().into()))
-}
-
-/// Reads run and fleet with changes.
-fn read(args: &PlanArgs, changes: &[Change]) -> Result<(RunSpec, Fleet), Failure> {
-    let mut all: Vec<Change> = Vec::new();
-    for text in &args.set {
-        all.push(assignment("--set", text)?);
-    }
-    all.extend(args.replicas.map(|replicas| ("pipeline.replicas".into(), replicas.to_string())));
-    all.extend_from_slice(changes);
-    let name = args.fleet.display().to_string();
-    let text = std::fs::read_to_string(&args.fleet).map_err(|error| {
-        let hint = "docs/plan.md describes fleet files; fleets/ has some";
-        Failure::misused(format!("cannot read {name}: {error}")).hint(hint)
-    })?;
-    let folder = args.fleet.parent().unwrap_or(Path::new("."));
-    let trace = |path: &str| std::fs::read_to_string(folder.join(path)).map_err(|error| error.to_string());
-    let parsed = Fleet::parse(&name, &text, &trace);
-    let mut fleet = parsed.map_err(|error| Failure::misused(&error).hint(error.hint()))?;
-    let mut of_run = Vec::new();
-    for (field, value) in &all {
-        match field.strip_prefix("fleet.") {
-            Some(field) => fleet.set(field, value).map_err(|error| {
-                Failure::misused(format!("`fleet.{field}={value}`: {error}"))
-                    .hint("docs/plan.md lists the fields")
-            })?,
-            None => of_run.push(Override::parse(&format!("{field}={value}"))?),
-        }
-    }
-    let run_file = RunFile::read(&args.run_file, &of_run)?;
-    let Some(vocabulary) = run_file.vocabulary() else {
-        let error = format!("`model.vocabulary` of run `{}` is left to the tokenizer", run_file.name());
-        return Err(Failure::misused(error).hint("say it here: --set model.vocabulary=128256"));
-    };
-    Ok((run_file.spec(Digest([0; 32]), vocabulary)?, fleet))
+fn asked(args: &PlanArgs) -> Asked<'_> {
+    Asked { run_file: &args.run_file, fleet: &args.fleet, set: &args.set, replicas: args.replicas }
 }
 
 impl Report {
     fn of(args: &PlanArgs, changes: &[Change]) -> Result<Self, Failure> {
-        let (spec, fleet) = read(args, changes)?;
+        let (spec, fleet) = asked(args).read(changes)?;
         let forecast = Forecast::of(&spec, &fleet).map_err(|error| {
             let other = better_layers(&spec, &fleet, None).map(|(layers, _)| layers);
             unplaceable(&error, &args.fleet.display().to_string(), &spec.name, other)
@@ -147,7 +107,7 @@ fn sweep(args: &PlanArgs) -> Result<Sweep, Failure> {
     let mut rows = Vec::new();
     for values in combinations {
         let changes: Vec<Change> = fields.iter().cloned().zip(values.iter().cloned()).collect();
-        let (spec, fleet) = read(args, &changes)?;
+        let (spec, fleet) = asked(args).read(&changes)?;
         let outcome =
             Forecast::of(&spec, &fleet).map_err(|error| error.to_string()).map(|forecast| Figures {
                 tokens_per_second: forecast.pace.tokens_per_second,
@@ -161,7 +121,7 @@ fn sweep(args: &PlanArgs) -> Result<Sweep, Failure> {
     Ok(Sweep::new(fields, rows))
 }
 
-fn unplaceable(error: &Unplaceable, fleet: &str, run: &str, other: Option<Vec<u32>>) -> Failure {
+pub(crate) fn unplaceable(error: &Unplaceable, fleet: &str, run: &str, other: Option<Vec<u32>>) -> Failure {
     let failure = Failure::failed(format!("the fleet of {fleet} cannot hold the run `{run}`: {error}"));
     match (error, other) {
         (Unplaceable::TooFew { .. }, _) => failure.hint("add peers, or take fewer stages or replicas: --replicas"),
@@ -267,7 +227,7 @@ fn faster(pace: &Pace, other: &Pace) -> String {
     format!("{:<14} {:+.1} %", count(other.tokens_per_second.round() as u64), gain * 100.0)
 }
 
-fn words(loss: Loss) -> &'static str {
+pub(crate) fn words(loss: Loss) -> &'static str {
     match loss {
         Loss::Failures => "failures",
         Loss::Exchange => "outer steps",
@@ -279,7 +239,7 @@ fn words(loss: Loss) -> &'static str {
 }
 
 /// Writes a length of time with a unit that fits it.
-fn time(seconds: f64) -> String {
+pub(crate) fn time(seconds: f64) -> String {
     const UNITS: [(f64, &str); 4] = [(86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s")];
     let unit = UNITS.into_iter().find(|(size, _)| seconds >= 2.0 * size);
     unit.map_or_else(

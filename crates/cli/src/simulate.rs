@@ -1,6 +1,8 @@
-//! `trestle simulate`: scenarios, one after the other, each with its verdict and the line that repeats it.
+//! `trestle simulate`: scenarios, one after the other, each with its verdict and the line that repeats it; or a run on a fleet.
 //!
 //! Owns the printing. May not know what a scenario says.
+
+mod fleet;
 
 use std::path::Path;
 
@@ -16,6 +18,9 @@ use crate::failure::Failure;
 /// # Errors
 /// A scenario that cannot be read or run, at once; or in the end, that an expectation was missed.
 pub(crate) fn simulate(args: &SimulateArgs) -> Result<(), Failure> {
+    if let Some(file) = &args.fleet.file {
+        return fleet::simulate(args, file);
+    }
     let mut missed = Vec::new();
     for path in &args.scenarios {
         let name = path.display().to_string();

@@ -221,7 +221,10 @@ impl Trace {
                     return Err(refuse(number, format!("peer {peer} is `{event}`, and was before")));
                 }
                 (_, _) => {
-                    return Err(refuse(number, format!("`event` is \"{event}\", expected gone, back or end")));
+                    return Err(refuse(
+                        number,
+                        format!("`event` is \"{event}\", expected gone, back or end"),
+                    ));
                 }
             }
         }

@@ -27,7 +27,7 @@ pub struct Traffic {
 impl Exchange {
     /// Adds up what one of some replicas sends and receives, for so many parameters.
     pub fn traffic(self, sync: &SyncSpec, parameters: u64, replicas: usize) -> Traffic {
-        let whole = parameters as f64 * bits(sync) / 8.0;
+        let whole = contribution_bytes(sync, parameters);
         let n = replicas as f64;
         let share = match (self, replicas) {
             (_, 0 | 1) => 0.0,
@@ -48,6 +48,11 @@ impl Exchange {
             Exchange::Bridge => traffic.up / up + traffic.down / down,
         }
     }
+}
+
+/// Returns the bytes of a whole contribution.
+pub fn contribution_bytes(sync: &SyncSpec, parameters: u64) -> f64 {
+    parameters as f64 * bits(sync) / 8.0
 }
 
 /// Bits a parameter on the wire (docs/outer-step.md, "Codecs").

@@ -7,7 +7,7 @@ use crate::cost::{self, Spans, StageWork};
 use crate::exchange::{Exchange, Traffic};
 use crate::file::{Fleet, Group};
 use crate::layers;
-use crate::pipeline::{self, Load, Replica, Staleness};
+use crate::pipeline::{self, Bar, Load, Replica, Staleness};
 use crate::placement::{self, Class, Placement, Unplaceable};
 use serde::Serialize;
 use trestle_protocol::spec::{RunSpec, Schedule};
@@ -54,6 +54,8 @@ pub struct Pace {
 pub struct Forecast {
     /// Its stages.
     pub stages: Vec<StageForecast>,
+    /// The group of each replica of each stage, counted in the order of the file.
+    pub groups: Vec<Vec<usize>>,
     /// How fast it trains.
     pub pace: Pace,
     /// Microbatches a second of the slowest stage by itself, and the most that any placement could give.
@@ -122,6 +124,7 @@ impl Forecast {
         let placed = works.len() * replicas;
         Ok(Self {
             pace,
+            groups: placement.stages.clone(),
             placement: (placement.rate, placement.bound),
             better_layers: better_layers(spec, fleet, Some(&placement))
                 .filter(|(_, rate)| *rate > WORTH * placement.rate)
@@ -134,6 +137,19 @@ impl Forecast {
             churn: churn.collect(),
             stages: (0..works.len()).map(|stage| scene.stage(stage, &pace)).collect(),
         })
+    }
+
+    /// Lists what each replica computes in an inner step with everyone there, and how long that is, in seconds.
+    ///
+    /// # Errors
+    /// As [`Forecast::of`].
+    pub fn timeline(spec: &RunSpec, fleet: &Fleet) -> Result<(Vec<Bar>, f64), Unplaceable> {
+        let works = cost::stages(spec);
+        let replicas = usize::from(spec.pipeline.replicas);
+        let placement = placement::place(&classes(spec, fleet, &works), works.len(), replicas)?;
+        let scene = Scene { spec, fleet, works: &works, placement: &placement, step: 0.0 };
+        let (played, load) = scene.played(&scene.replicas(None));
+        Ok(pipeline::timeline(&played, &load))
     }
 
     /// Returns the dollars for a billion tokens.
@@ -219,10 +235,22 @@ impl Scene<'_> {
         }
     }
 
-    fn step(&self, without: Option<Loss>) -> f64 {
+    /// Returns the replicas of each stage that stand for all, and what goes through them.
+    fn played(&self, replicas: &[Vec<Replica>]) -> (Vec<Vec<Replica>>, Load) {
+        let played: Vec<Vec<Replica>> = replicas.iter().map(|stage| sample(stage)).collect();
+        let load = self.load(self.microbatches() * played[0].len() / replicas[0].len());
+        (played, load)
+    }
+
+    /// Returns the microbatches of an inner step of all replicas.
+    fn microbatches(&self) -> usize {
         let pipeline = &self.spec.pipeline;
+        pipeline.microbatches_per_step as usize * usize::from(pipeline.replicas)
+    }
+
+    fn step(&self, without: Option<Loss>) -> f64 {
         let replicas = self.replicas(without);
-        let microbatches = pipeline.microbatches_per_step as usize * usize::from(pipeline.replicas);
+        let microbatches = self.microbatches();
         // Seconds of a step in which a stage's peers compute all the time.
         let alone = |stage: &Vec<Replica>| {
             let rates: f64 = stage.iter().map(|replica| 1.0 / replica.spans.microbatch()).sum();
@@ -233,9 +261,8 @@ impl Scene<'_> {
         if without == Some(Loss::Waits) {
             return slowest;
         }
-        let played: Vec<Vec<Replica>> = replicas.iter().map(|stage| sample(stage)).collect();
-        let step =
-            pipeline::step_seconds(&played, &self.load(microbatches * played[0].len() / replicas[0].len()));
+        let (played, load) = self.played(&replicas);
+        let step = pipeline::step_seconds(&played, &load);
         let mean = replicas.iter().map(alone).sum::<f64>() / replicas.len() as f64;
         if without == Some(Loss::Imbalance) { step * mean / slowest } else { step }
     }

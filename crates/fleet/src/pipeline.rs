@@ -68,6 +68,32 @@ enum Happening {
     Computed { stage: usize, replica: usize },
 }
 
+/// What a replica does for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// A forward.
+    Forward,
+    /// A backward.
+    Backward,
+    /// An optimizer step.
+    Step,
+}
+
+/// A replica computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bar {
+    /// At which stage.
+    pub stage: usize,
+    /// Which replica.
+    pub replica: usize,
+    /// Seconds at which it begins.
+    pub from: f64,
+    /// And ends.
+    pub until: f64,
+    /// What it does.
+    pub doing: Doing,
+}
+
 struct Due {
     at: f64,
     /// Of what happens at the same time, what was due first happens first.
@@ -130,6 +156,8 @@ struct Play<'a> {
     /// Microbatches of each step that are not through, and when the last one was.
     left: Vec<usize>,
     ended: Vec<f64>,
+    /// What was computed, where that is asked for.
+    bars: Option<Vec<Bar>>,
 }
 
 /// Returns the seconds of an inner step, once the pipeline is filled.
@@ -137,15 +165,36 @@ struct Play<'a> {
 /// # Panics
 /// If a stage has no replica, or a step has no microbatch.
 pub fn step_seconds(stages: &[Vec<Replica>], load: &Load) -> f64 {
+    let (steps, first, last) = counted(stages, load);
+    let mut play = Play::new(stages, load, steps);
+    play.run();
+    (play.ended[last] - play.ended[first]) / (last - first) as f64
+}
+
+/// Lists what each replica computes in an inner step, once the pipeline is filled; from 0 on, in seconds, with how long it is.
+///
+/// # Panics
+/// If a stage has no replica, or a step has no microbatch.
+pub fn timeline(stages: &[Vec<Replica>], load: &Load) -> (Vec<Bar>, f64) {
+    let (steps, first, last) = counted(stages, load);
+    let mut play = Play::new(stages, load, steps);
+    play.bars = Some(Vec::new());
+    play.run();
+    let middle = first + (last - first) / 2;
+    let (from, until) = (play.ended[middle], play.ended[middle + 1]);
+    let bars = play.bars.unwrap_or_default().into_iter().filter(|bar| bar.until > from && bar.from < until);
+    let moved = |bar: Bar| Bar { from: bar.from.max(from) - from, until: bar.until.min(until) - from, ..bar };
+    (bars.map(moved).collect(), until - from)
+}
+
+/// Returns how many steps are played, and from the end of which to the end of which they are looked at.
+fn counted(stages: &[Vec<Replica>], load: &Load) -> (usize, usize, usize) {
     assert!(stages.iter().all(|stage| !stage.is_empty()) && load.step_microbatches > 0);
     let held = load.in_flight_max * stages[0].len();
     let filling = held.div_ceil(load.step_microbatches);
     let steps = STEPS_MIN.max(FILLS * filling);
-    let mut play = Play::new(stages, load, steps);
-    play.run();
     // The last steps run out of work behind them.
-    let (first, last) = (filling.max(1) - 1, steps - 1 - filling.min(steps / 4).max(1));
-    (play.ended[last] - play.ended[first]) / (last - first) as f64
+    (steps, filling.max(1) - 1, steps - 1 - filling.min(steps / 4).max(1))
 }
 
 impl<'a> Play<'a> {
@@ -169,7 +218,7 @@ impl<'a> Play<'a> {
         let left = vec![load.step_microbatches; steps];
         let ended = vec![0.0; steps];
         let due = BinaryHeap::new();
-        Self { stages, load, ways, desks, due, order: 0, now: 0.0, left, ended }
+        Self { stages, load, ways, desks, due, order: 0, now: 0.0, left, ended, bars: None }
     }
 
     fn run(&mut self) {
@@ -228,6 +277,14 @@ impl<'a> Play<'a> {
             return;
         };
         desk.task = Some(task);
+        if let Some(bars) = &mut self.bars {
+            let doing = match task {
+                Task::Forward(_) => Doing::Forward,
+                Task::Backward(_) => Doing::Backward,
+                Task::Step => Doing::Step,
+            };
+            bars.push(Bar { stage, replica, from: self.now, until: self.now + seconds, doing });
+        }
         self.happens(self.now + seconds, Happening::Computed { stage, replica });
     }
 
@@ -312,6 +369,18 @@ mod tests {
     #[test]
     fn one_stage_takes_the_sum_of_its_work() {
         near(step_seconds(&[vec![replica(1.0, 2.0, 0.5)]], &load(1, 4, 8, 0)), 12.5);
+    }
+
+    #[test]
+    fn a_timeline_has_the_work_of_a_step() {
+        let stages: Vec<_> = (0..3).map(|_| vec![replica(1.0, 2.0, 0.5), replica(1.0, 2.0, 0.5)]).collect();
+        let load = load(3, 8, 16, 4);
+        let (bars, length) = timeline(&stages, &load);
+        near(length, step_seconds(&stages, &load));
+        let busy: f64 = bars.iter().map(|bar| bar.until - bar.from).sum();
+        // Each stage has 8 microbatches of 3 seconds and two steps of half a second.
+        near(busy, 3.0 * 25.0);
+        assert!(bars.iter().all(|bar| bar.from >= 0.0 && bar.until <= length && bar.stage < 3 && bar.replica < 2));
     }
 
     /// (S - 1) / (G + S - 1) of the time is the bubble of a schedule that drains.

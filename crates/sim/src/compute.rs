@@ -11,6 +11,7 @@ use trestle_protocol::ids::{Digest, InnerStep, MicrobatchId, OuterStep};
 use trestle_protocol::message::Start;
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Duty, Output};
+use trestle_protocol::sync::blob::Blob;
 use trestle_protocol::sync::task::{SyncDone, SyncTask};
 use trestle_protocol::time::Span;
 
@@ -46,6 +47,16 @@ pub struct Handover {
     pub agreed: Bytes,
     /// What is one replica's own.
     pub own: Bytes,
+    /// Into how many chunks each of them is cut, if not as usual.
+    pub chunks: Option<u64>,
+}
+
+/// Cuts bytes into so many chunks, or as usual.
+pub(crate) fn cut(bytes: Bytes, chunks: Option<u64>) -> Blob {
+    match chunks {
+        Some(count) => Blob::cut(bytes, count),
+        None => Blob::new(bytes),
+    }
 }
 
 /// What came of holding a stage with the state that others sent.

@@ -3,7 +3,7 @@
 //! Owns what a stage answers when nothing is computed, and follows what its weights would consist of. Knows nothing of time,
 //! which the device of the peer draws.
 
-use crate::compute::{Compute, Fault, Handover, Imported, Updated, Work};
+use crate::compute::{Compute, Fault, Handover, Imported, Updated, Work, cut};
 use crate::descent::Descent;
 use crate::disk::Disk;
 use crate::lineage::{Lineage, Reader, number};
@@ -37,16 +37,43 @@ pub struct CostModel {
     learning_rate: f64,
     /// One buffer for all messages: they are zeros, of the size that the run spec gives.
     boundary: Bytes,
-    /// Size of a pseudo-gradient as it travels.
-    contribution: u64,
-    /// Size of each stage's weights.
-    stage_bytes: Vec<u64>,
+    sizes: Sizes,
+}
+
+/// What travels but between stages, in bytes.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// A stage's pseudo-gradient.
+    pub contribution: u64,
+    /// What the replicas of each stage share of a newcomer's state.
+    pub agreed: Vec<u64>,
+    /// What is one replica's own of it.
+    pub own: Vec<u64>,
+    /// How a shard of a contribution is cut, and such a state.
+    pub chunks: Chunks,
+}
+
+/// Into how many chunks things are cut; as usual, where nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chunks {
+    /// A shard of a contribution or of its result.
+    pub shard: Option<u64>,
+    /// Either part of a state.
+    pub state: Option<u64>,
+}
+
+impl Sizes {
+    /// The sizes of a run, whose pseudo-gradients have some bytes: weights, and two moments of each.
+    pub fn of(spec: &RunSpec, contribution: u64) -> Self {
+        let agreed: Vec<u64> = (0..spec.stages()).map(|stage| spec.stage_bytes(StageId(stage))).collect();
+        let own = agreed.iter().map(|weights| 2 * weights).collect();
+        Self { contribution, agreed, own, chunks: Chunks::default() }
+    }
 }
 
 impl CostModel {
-    /// Makes the compute of a peer of a run whose pseudo-gradients have `contribution` bytes; `boundary` is shared by all
-    /// peers.
-    pub fn new(spec: &RunSpec, boundary: Bytes, contribution: u64) -> Self {
+    /// Makes the compute of a peer of a run; `boundary` is shared by all peers.
+    pub fn new(spec: &RunSpec, boundary: Bytes, sizes: Sizes) -> Self {
         assert_eq!(boundary.len(), spec.boundary_bytes(), "the shared buffer has the boundary's size");
         let agenda = Agenda::new(spec);
         Self {
@@ -57,8 +84,7 @@ impl CostModel {
             loss_first: f64::from(spec.model.vocabulary).ln(),
             learning_rate: spec.optimizer.learning_rate,
             boundary,
-            contribution,
-            stage_bytes: (0..spec.stages()).map(|stage| spec.stage_bytes(StageId(stage))).collect(),
+            sizes,
         }
     }
 
@@ -80,7 +106,8 @@ impl CostModel {
         let all =
             self.descent.contribute().ok_or_else(|| Fault("nothing to encode without a snapshot".into()))?;
         let shard = |(shard, share): (usize, &u32)| {
-            let size = (u128::from(self.contribution) * u128::from(*share) / u128::from(WHOLE)) as usize;
+            let size =
+                (u128::from(self.sizes.contribution) * u128::from(*share) / u128::from(WHOLE)) as usize;
             let mut bytes = Vec::with_capacity(size);
             all.shard(shard, shares.len()).write(&mut bytes);
             if bytes.len() > size {
@@ -90,7 +117,7 @@ impl CostModel {
                 )));
             }
             bytes.resize(size, 0);
-            Ok(Blob::new(bytes.into()))
+            Ok(cut(bytes.into(), self.sizes.chunks.shard))
         };
         shares.iter().enumerate().map(shard).collect()
     }
@@ -114,7 +141,7 @@ impl CostModel {
 }
 
 /// Makes of contributions their sum, behind a digest of what each weighs in it, in no fewer bytes than one of them has.
-fn reduce(contributions: &[Contribution]) -> Result<Blob, (ReplicaId, String)> {
+fn reduce(contributions: &[Contribution], chunks: Option<u64>) -> Result<Blob, (ReplicaId, String)> {
     let mut sum = Lineage::default();
     let mut weights = Vec::new();
     for part in contributions {
@@ -129,7 +156,7 @@ fn reduce(contributions: &[Contribution]) -> Result<Blob, (ReplicaId, String)> {
     sum.write(&mut bytes);
     let size = contributions.first().map(|part| part.bytes.len()).unwrap_or_default();
     bytes.resize(bytes.len().max(size), 0);
-    Ok(Blob::new(bytes.into()))
+    Ok(cut(bytes.into(), chunks))
 }
 
 impl Compute for CostModel {
@@ -166,11 +193,10 @@ impl Compute for CostModel {
         number(&mut agreed, outer.0);
         agreed.extend(self.descent.agreed());
         let mut own = format!("moments of {:?} at {}", self.place, self.descent.version()).into_bytes();
-        // The weights, and two moments of each.
-        let weights = self.stage_bytes[usize::from(self.place.stage.0)] as usize;
-        agreed.resize(agreed.len().max(weights), 0);
-        own.resize(own.len().max(2 * weights), 0);
-        Ok(Handover { agreed: agreed.into(), own: own.into() })
+        let stage = usize::from(self.place.stage.0);
+        agreed.resize(agreed.len().max(self.sizes.agreed[stage] as usize), 0);
+        own.resize(own.len().max(self.sizes.own[stage] as usize), 0);
+        Ok(Handover { agreed: agreed.into(), own: own.into(), chunks: self.sizes.chunks.state })
     }
 
     fn import(&mut self, place: Place, state: &Handover, digest: Digest) -> Result<Imported, Fault> {
@@ -218,7 +244,7 @@ impl Compute for CostModel {
     }
 
     fn agree(&mut self, task: SyncTask) -> Result<(SyncDone, u64), Fault> {
-        let (whole, took) = (self.contribution, Span(0));
+        let (whole, took) = (self.sizes.contribution, Span(0));
         let sum =
             |parts: &mut dyn Iterator<Item = &Bytes>| parts.map(|bytes| bytes.len() as u64).sum::<u64>();
         Ok(match task {
@@ -245,7 +271,15 @@ impl Compute for CostModel {
             }
             SyncTask::Reduce { round, shard, contributions, .. } => {
                 let bytes = sum(&mut contributions.iter().map(|part| &part.bytes));
-                (SyncDone::Reduced { round, shard, result: reduce(&contributions), took }, bytes)
+                (
+                    SyncDone::Reduced {
+                        round,
+                        shard,
+                        result: reduce(&contributions, self.sizes.chunks.shard),
+                        took,
+                    },
+                    bytes,
+                )
             }
             SyncTask::Stage { round, results, counted, .. } => {
                 let bytes = sum(&mut results.iter());

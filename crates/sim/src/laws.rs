@@ -39,7 +39,8 @@ pub fn stands_still_for_want_of_a_disk(outcome: &SimOutcome) -> bool {
     stuck && !outcome.shardless.is_empty() && broken_on_the_way(outcome).is_empty()
 }
 
-fn broken_on_the_way(outcome: &SimOutcome) -> Vec<String> {
+/// Returns the laws that were broken before the end, in words.
+pub fn broken_on_the_way(outcome: &SimOutcome) -> Vec<String> {
     let mut broken = outcome.broken.clone();
     if outcome.tally.outer.apart > 0 {
         broken.push(format!(

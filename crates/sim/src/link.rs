@@ -114,11 +114,15 @@ struct Load {
     to: usize,
     transfer: Span,
     epoch: Epoch,
+    /// What it weighs on the link.
+    bytes: u64,
+    /// What one such message stands for, in messages.
+    times: u64,
     frame: Frame,
 }
 
 impl Links {
-    /// Makes the links of a swarm.
+    /// Makes the links of a swarm; those of single peers are named by their numbers.
     pub fn new(seed: u64, common: Link, own: BTreeMap<usize, Link>) -> Self {
         let (lanes, control_last, received) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { seed, common, own, lanes, control_last, received }
@@ -126,9 +130,10 @@ impl Links {
 
     /// Sends `bytes` that do not wait for bulk, and returns when the last of them arrives.
     pub fn send(&mut self, now: Time, from: usize, to: usize, bytes: usize, freight: Freight) -> Time {
+        let Link { latency, downlink, shared, jitter, .. } = self.way(from, to);
         let (_, lane) = self.lane(from, to);
-        let Link { latency, bandwidth, downlink, shared, jitter } = lane.link;
-        let transfer = lane.draws.around(transfer(bytes, bandwidth), jitter);
+        let bytes = bytes as u64;
+        let transfer = lane.draws.around(transfer(bytes, lane.link.bandwidth), jitter);
         lane.free = lane.free.max(now) + transfer;
         lane.urgent = lane.urgent.saturating_add(transfer);
         let arrival = lane.free + lane.draws.around(latency, jitter);
@@ -146,23 +151,35 @@ impl Links {
         }
     }
 
-    /// Lets a bulk message of a connection wait for its turn; returns when to look for it with [`Links::turn`], if nothing
-    /// waited there.
+    /// Lets a bulk message of a connection, whose payload stands for so many of its size, wait for its turn; returns when to look for it
+    /// with [`Links::turn`], if nothing waits there before it.
     pub fn queue(
         &mut self,
         now: Time,
         (from, to): (usize, usize),
         epoch: Epoch,
-        frame: Frame,
+        (frame, times): (Frame, u64),
     ) -> Option<(Look, Time)> {
         let (id, lane) = self.lane(from, to);
         let Link { bandwidth, jitter, .. } = lane.link;
-        let transfer = lane.draws.around(transfer(frame.bytes(), bandwidth), jitter);
-        lane.bulk.push_back(Load { to, transfer, epoch, frame });
-        if lane.bulk.len() > 1 {
+        let bytes = frame.header.len() as u64 + frame.payload.len() as u64 * times;
+        let transfer = lane.draws.around(transfer(bytes, bandwidth), jitter);
+        let load = Load { to, transfer, epoch, bytes, times, frame };
+        let urgent = lane.urgent_until(now);
+        // What stands for more gives way, as the small messages that it stands for would.
+        let place = lane.bulk.iter().position(|other| other.times > times).unwrap_or(lane.bulk.len());
+        if place > 0 {
+            lane.bulk.insert(place, load);
             return None;
         }
-        lane.since = (now, lane.urgent_until(now));
+        if let Some(first) = lane.bulk.front_mut() {
+            let (since, urgent_then) = lane.since;
+            let left = now.since(since).0.saturating_sub(urgent.0 - urgent_then.0);
+            first.transfer = Span(first.transfer.0.saturating_sub(left));
+            lane.generation += 1;
+        }
+        lane.bulk.push_front(load);
+        lane.since = (now, urgent);
         Some((Look { lane: id, generation: lane.generation }, lane.free.max(now) + transfer))
     }
 
@@ -179,14 +196,15 @@ impl Links {
         if left < first.transfer {
             return (None, Some(lane.free.max(now) + Span(first.transfer.0 - left.0)));
         }
-        let Link { latency, downlink, shared, jitter, .. } = lane.link;
-        let mut at = now + lane.draws.around(latency, jitter);
         lane.since = (now, urgent);
         let sent = lane.bulk.pop_front();
         let next = lane.bulk.front().map(|next| lane.free.max(now) + next.transfer);
-        let delivery = sent.map(|Load { to, epoch, frame, .. }| {
+        let delivery = sent.map(|Load { to, epoch, frame, bytes, .. }| {
+            let Link { latency, downlink, shared, jitter, .. } = self.way(id.from(), to);
+            let lane = self.lanes.get_mut(&id).expect("it was just looked at");
+            let mut at = now + lane.draws.around(latency, jitter);
             if shared == Shared::ByPeer {
-                let transfer = transfer(frame.bytes(), downlink);
+                let transfer = transfer(bytes, downlink);
                 let received = self.received.entry(to).or_default();
                 *received = (*received).max(Time(at.0.saturating_sub(transfer.0))) + transfer;
                 at = at.max(*received);
@@ -208,17 +226,32 @@ impl Links {
 
     /// Returns how long a handshake takes: three ways of the latency.
     pub fn handshake(&mut self, from: usize, to: usize) -> Span {
-        let latency = self.lane(from, to).1.link.latency;
+        let latency = self.way(from, to).latency;
         latency.saturating_add(latency).saturating_add(latency)
     }
 
-    fn lane(&mut self, from: usize, to: usize) -> (LaneId, &mut Lane) {
+    /// Returns what the way from one peer to another is like.
+    fn way(&self, from: usize, to: usize) -> Link {
         let slowest = |a: Link, b: Link| if b.latency > a.latency { b } else { a };
         let link = match (self.own.get(&from), self.own.get(&to)) {
             (Some(a), Some(b)) => slowest(*a, *b),
             (Some(link), None) | (None, Some(link)) => *link,
             (None, None) => self.common,
         };
+        if link.shared == Shared::ByPair {
+            return link;
+        }
+        // What peers have for all others is each one's own, on either end.
+        let (mine, others) = (self.own_or_common(from), self.own_or_common(to));
+        Link { bandwidth: mine.bandwidth, downlink: others.downlink, ..link }
+    }
+
+    fn own_or_common(&self, peer: usize) -> Link {
+        self.own.get(&peer).copied().unwrap_or(self.common)
+    }
+
+    fn lane(&mut self, from: usize, to: usize) -> (LaneId, &mut Lane) {
+        let link = self.way(from, to);
         let seed = self.seed;
         let (id, place) = match link.shared {
             Shared::ByPair => (LaneId(from, Some(to)), vec![from as u64, to as u64]),
@@ -249,8 +282,8 @@ impl Lane {
     }
 }
 
-fn transfer(bytes: usize, bandwidth: u64) -> Span {
-    let transfer = (bytes as u128 * 8_000_000).checked_div(u128::from(bandwidth)).unwrap_or(0);
+fn transfer(bytes: u64, bandwidth: u64) -> Span {
+    let transfer = (u128::from(bytes) * 8_000_000).checked_div(u128::from(bandwidth)).unwrap_or(0);
     Span(u64::try_from(transfer).unwrap_or(u64::MAX))
 }
 
@@ -313,10 +346,10 @@ mod tests {
     fn bulk_gives_way_and_loses_nothing_of_what_is_sent() {
         let mut links = links(0);
         let (lane, look) =
-            links.queue(Time(0), (0, 1), epoch(), frame(2_000_000)).expect("the lane was idle");
+            links.queue(Time(0), (0, 1), epoch(), (frame(2_000_000), 1)).expect("the lane was idle");
         assert_eq!(look, Time(2_000_000));
         assert_eq!(
-            links.queue(Time(0), (0, 1), epoch(), frame(1_000_000)),
+            links.queue(Time(0), (0, 1), epoch(), (frame(1_000_000), 1)),
             None,
             "it waits behind the first"
         );
@@ -333,11 +366,30 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_for_much_gives_way_to_what_stands_for_less() {
+        let shared = Link { shared: Shared::ByPeer, ..LINK };
+        let mut links = Links::new(3, shared, BTreeMap::new());
+        let (first, at) = links.queue(Time(0), (0, 1), epoch(), (frame(1_000_000), 8)).expect("idle");
+        assert_eq!(at, Time(8_000_000));
+        // After a quarter of it.
+        let small = (frame(1_000_000), 1);
+        let (look, at) = links.queue(Time(2_000_000), (0, 2), epoch(), small).expect("it goes before");
+        assert_eq!(at, Time(3_000_000));
+        assert_eq!(links.queue(Time(2_500_000), (0, 1), epoch(), (frame(500_000), 8)), None);
+        assert!(matches!(links.turn(Time(8_000_000), first), (None, None)), "it was put off");
+        let (sent, next) = links.turn(at, look);
+        assert_eq!((sent.map(|sent| sent.to), next), (Some(2), Some(Time(9_000_000))));
+        let (sent, next) = links.turn(Time(9_000_000), look);
+        assert_eq!((sent.map(|sent| sent.at), next), (Some(Time(9_040_000)), Some(Time(13_000_000))));
+    }
+
+    #[test]
     fn who_dies_sends_no_more_and_its_next_process_begins_anew() {
         let mut links = links(0);
-        let (before, at) = links.queue(Time(0), (0, 1), epoch(), frame(1_000_000)).expect("idle");
+        let (before, at) = links.queue(Time(0), (0, 1), epoch(), (frame(1_000_000), 1)).expect("idle");
         links.clear_from(0);
-        let (after, later) = links.queue(Time(0), (0, 1), epoch(), frame(2_000_000)).expect("idle again");
+        let (after, later) =
+            links.queue(Time(0), (0, 1), epoch(), (frame(2_000_000), 1)).expect("idle again");
         assert!(matches!(links.turn(at, before), (None, None)), "it was meant for what is gone");
         assert_eq!(links.turn(later, after).0.map(|sent| sent.at), Some(Time(2_040_000)));
     }
@@ -349,7 +401,7 @@ mod tests {
         assert_eq!(links.send(Time(0), 0, 1, 1_000_000, Freight::Tensor), Time(1_000_000));
         assert_eq!(links.send(Time(0), 0, 2, 1_000_000, Freight::Tensor), Time(2_000_000), "one uplink");
         let (two, three) =
-            ([2, 3]).map(|from| links.queue(Time(0), (from, 4), epoch(), frame(1_000_000))).into();
+            ([2, 3]).map(|from| links.queue(Time(0), (from, 4), epoch(), (frame(1_000_000), 1))).into();
         let mut arrival = |lane: Option<(Look, Time)>| {
             let (lane, at) = lane.expect("idle");
             links.turn(at, lane).0.map(|delivery| delivery.at)

@@ -3,6 +3,7 @@
 //! Owns the form of a line, the digest over all lines, and the sums. Its memory is one loss a step, whatever the length
 //! of the log. Knows nothing of who makes the events.
 
+use crate::course::Course;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -74,6 +75,8 @@ pub struct Tally {
     pub outer: OuterTally,
     /// What is counted of peers that come and go.
     pub members: MemberTally,
+    /// What came of it over time.
+    pub course: Course,
 }
 
 /// What is counted of peers that come and go, as the coordinator tells it.
@@ -173,6 +176,7 @@ impl<'a> EventLog<'a> {
 impl Tally {
     fn count(&mut self, at: Time, peer: PeerId, event: &Event) {
         self.events += 1;
+        self.course.take(at, event);
         match event {
             Event::Step(summary) => self.stepped(at, summary),
             Event::Planned { members, .. } => self.outer.places.extend(members.iter().copied()),

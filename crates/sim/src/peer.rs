@@ -3,7 +3,7 @@
 //! Owns one peer's key, device and effects. Knows nothing of links or of the other peers.
 
 use crate::clock::Clock;
-use crate::compute::{Compute, Device, Fault, Handover, Imported, Spans, Work};
+use crate::compute::{Compute, Device, Fault, Handover, Imported, Spans, Work, cut};
 use crate::disk::Disk;
 use crate::draws::derive;
 use ed25519_dalek::SigningKey;
@@ -13,7 +13,6 @@ use trestle_protocol::message::Start;
 use trestle_protocol::node::Node;
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Duty, Input, StoredItem, Took};
-use trestle_protocol::sync::blob::Blob;
 use trestle_protocol::sync::task::SyncTask;
 use trestle_protocol::time::{Span, Time};
 
@@ -172,10 +171,10 @@ impl Computing {
         self.answer(
             |spans| spans.copy.span(bytes),
             result,
-            |Handover { agreed, own }, took| Input::Exported {
+            |Handover { agreed, own, chunks }, took| Input::Exported {
                 outer,
-                agreed: Blob::new(agreed),
-                own: Blob::new(own),
+                agreed: cut(agreed, chunks),
+                own: cut(own, chunks),
                 took,
             },
         )

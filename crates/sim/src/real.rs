@@ -243,7 +243,7 @@ impl Compute for RealModel {
         // Behind the step that it is of, so that who takes it over can say where it stands.
         let agreed = [&outer.0.to_le_bytes()[..], &state.export_agreed()].concat();
         let own = seat.engine.export_moments().map_err(|error| fault(&error))?;
-        Ok(Handover { agreed: agreed.into(), own: own.into() })
+        Ok(Handover { agreed: agreed.into(), own: own.into(), chunks: None })
     }
 
     fn import(&mut self, place: Place, state: &Handover, digest: Digest) -> Result<Imported, Fault> {

@@ -3,7 +3,7 @@
 //! Owns the way from a scenario's text to a verdict. Takes no decision of the protocol.
 
 use crate::compute::{Compute, Fault as ComputeFault};
-use crate::cost::CostModel;
+use crate::cost::{CostModel, Sizes};
 use crate::fault::Faults;
 use crate::losses::Equal;
 use crate::real::{RealModel, World};
@@ -12,9 +12,10 @@ use crate::scenario::expectation::{Check, Reference, Verdict, Wanted};
 use crate::scenario::script::{Running, Script};
 use crate::scenario::settings::{Kind, Settings};
 use crate::scenario::words::ParseError;
-use crate::swarm::{ComputeMaker, SimOutcome, Swarm, SwarmConfig, SwarmError};
+use crate::swarm::{ComputeMaker, SimOutcome, Swarm, SwarmConfig, SwarmError, Weights};
 use crate::whole::train_whole;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::rc::Rc;
 use trestle_protocol::spec::RunSpec;
@@ -89,7 +90,7 @@ fn simulate(
             let boundary = Bytes::from(vec![0; spec.boundary_bytes()]);
             let contribution = settings.contribution;
             let maker = |spec: &RunSpec| -> Box<dyn Compute> {
-                Box::new(CostModel::new(spec, boundary.clone(), contribution))
+                Box::new(CostModel::new(spec, boundary.clone(), Sizes::of(spec, contribution)))
             };
             run_all(settings, spec, &maker, runnings, log)
         }
@@ -102,7 +103,7 @@ fn simulate(
 }
 
 /// Checks what no single word of a scenario decides: that the sizes make a model, whose messages fit the wire.
-fn check_model(spec: &RunSpec) -> Result<(), ComputeFault> {
+pub(crate) fn check_model(spec: &RunSpec) -> Result<(), ComputeFault> {
     model_config(spec)
         .validate()
         .map_err(|error| ComputeFault(format!("{error} (hint: {})", error.hint())))?;
@@ -128,8 +129,10 @@ fn run_all(
     let config = SwarmConfig {
         seed: spec.seed,
         link: settings.link,
-        own_links: settings.own_links.clone(),
+        own_links: settings.links_of_peers(),
         spans: settings.stage_spans(&spec),
+        own_spans: BTreeMap::new(),
+        weights: Weights::default(),
         spec,
     };
     let mut swarm = Swarm::new(config, maker, log);

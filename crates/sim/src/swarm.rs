@@ -54,10 +54,37 @@ pub struct SwarmConfig {
     pub seed: u64,
     /// All links but those named in `own_links`.
     pub link: Link,
-    /// The links of single stages' peers.
-    pub own_links: BTreeMap<StageId, Link>,
+    /// The links of single peers; workers are counted from 1 in the order of the places that they ask for, and spares behind them.
+    pub own_links: BTreeMap<usize, Link>,
     /// How long the devices of each stage compute.
     pub spans: Vec<Spans>,
+    /// How long those of single peers compute, at each stage.
+    pub own_spans: BTreeMap<usize, Vec<Spans>>,
+    /// What a chunk stands for.
+    pub weights: Weights,
+}
+
+/// How many times its size a chunk's payload weighs on a link, so that swarms can be simulated whose state no memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    /// One of an outer step.
+    pub contribution: u64,
+    /// One of a state that a newcomer fetches.
+    pub state: u64,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { contribution: 1, state: 1 }
+    }
+}
+
+impl SwarmConfig {
+    /// Returns how long a peer computes at a stage.
+    fn spans_of(&self, peer: usize, stage: StageId) -> Spans {
+        let spans = self.own_spans.get(&peer).unwrap_or(&self.spans);
+        spans[usize::from(stage.0)]
+    }
 }
 
 /// How a running of the swarm ended.
@@ -217,13 +244,7 @@ pub struct Swarm<'a> {
 impl<'a> Swarm<'a> {
     /// Makes a swarm that has not begun; its log goes to `sink`.
     pub fn new(config: SwarmConfig, maker: &'a ComputeMaker<'a>, sink: &'a mut dyn Write) -> Self {
-        let replicas = config.spec.pipeline.replicas;
-        let peers_of = |stage: &StageId| {
-            let first = 1 + usize::from(stage.0) * usize::from(replicas);
-            first..first + usize::from(replicas)
-        };
-        let own = config.own_links.iter().flat_map(|(stage, link)| peers_of(stage).map(|peer| (peer, *link)));
-        let links = Links::new(config.seed, config.link, own.collect());
+        let links = Links::new(config.seed, config.link, config.own_links.clone());
         let draws = |purpose| Draws::new(config.seed, purpose, &[]);
         let (noise, churn) = (draws("noise"), draws("churn"));
         Self {

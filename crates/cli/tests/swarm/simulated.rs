@@ -10,7 +10,7 @@ use trestle_sim::draws::Permille;
 use trestle_sim::fault::Faults;
 use trestle_sim::link::{Link, Shared};
 use trestle_sim::real::{RealModel, World};
-use trestle_sim::swarm::{Swarm, SwarmConfig};
+use trestle_sim::swarm::{Swarm, SwarmConfig, Weights};
 
 use crate::command::{Place, held_out, losses, succeed};
 
@@ -56,6 +56,8 @@ fn processes_and_simulator_agree(options: &[&str]) {
         },
         own_links: BTreeMap::new(),
         spans: vec![spans; usize::from(spec.stages())],
+        own_spans: BTreeMap::new(),
+        weights: Weights::default(),
         spec,
     };
     let mut sink = std::io::sink();

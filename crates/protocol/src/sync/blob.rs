@@ -22,7 +22,7 @@ pub const CHUNK_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub struct Manifest {
     /// Its length.
     pub bytes: u64,
-    /// BLAKE3 of each chunk, in order.
+    /// BLAKE3 of each chunk, in order; all but the last have the same size, which follows from their number.
     pub chunks: Vec<Digest>,
 }
 
@@ -32,10 +32,18 @@ impl Manifest {
         Digest::of(&postcard::to_allocvec(self).expect("plain fields always serialise"))
     }
 
-    /// Returns whether the number of chunks is the one that the length asks for.
+    /// Returns whether so many chunks can be cut of the length, and each fits in a message.
     pub fn is_consistent(&self) -> bool {
-        let fits = self.bytes <= CHUNKS_MAX * CHUNK_BYTES_MAX;
-        fits && self.chunks.len() as u64 == self.bytes.div_ceil(chunk_bytes(self.bytes))
+        let count = self.chunks.len() as u64;
+        let size = self.chunk_bytes();
+        let cut = if size == 0 { self.bytes == 0 } else { count == self.bytes.div_ceil(size) };
+        cut && count <= CHUNKS_MAX && size <= CHUNK_BYTES_MAX
+    }
+
+    /// Returns the size of the chunks, all but the last; 0 where there are none.
+    fn chunk_bytes(&self) -> u64 {
+        let count = self.chunks.len() as u64;
+        if count == 0 { 0 } else { self.bytes.div_ceil(count) }
     }
 
     /// Returns where a chunk lies.
@@ -43,15 +51,15 @@ impl Manifest {
         if chunk as usize >= self.chunks.len() {
             return None;
         }
-        let size = chunk_bytes(self.bytes);
-        let start = u64::from(chunk) * size;
+        let size = self.chunk_bytes();
+        let start = (u64::from(chunk) * size).min(self.bytes);
         Some(start as usize..(start + size).min(self.bytes) as usize)
     }
 }
 
-/// Returns the size of a blob's chunks, all but the last.
-fn chunk_bytes(bytes: u64) -> u64 {
-    bytes.div_ceil(CHUNKS_MAX).next_power_of_two().max(CHUNK_BYTES)
+/// Returns into how many chunks a blob is usually cut.
+fn usual(bytes: u64) -> u64 {
+    bytes.div_ceil(bytes.div_ceil(CHUNKS_MAX).next_power_of_two().max(CHUNK_BYTES))
 }
 
 /// Bytes with their name.
@@ -64,8 +72,15 @@ pub struct Blob {
 impl Blob {
     /// Cuts and hashes bytes. Costs a pass over them: drivers do it where they make the bytes.
     pub fn new(bytes: Bytes) -> Self {
+        let count = usual(bytes.len() as u64);
+        Self::cut(bytes, count)
+    }
+
+    /// Cuts and hashes bytes, into at most so many chunks.
+    pub fn cut(bytes: Bytes, count: u64) -> Self {
         let length = bytes.len() as u64;
-        let chunks = bytes.chunks(chunk_bytes(length) as usize).map(Digest::of).collect();
+        let size = length.div_ceil(count.max(1)).max(1);
+        let chunks = bytes.chunks(size as usize).map(Digest::of).collect();
         Self { manifest: Manifest { bytes: length, chunks }, bytes }
     }
 
@@ -101,7 +116,9 @@ mod tests {
         let long = Blob::new(vec![7; 2 * CHUNK_BYTES as usize + 5].into());
         assert_eq!(long.manifest().chunks.len(), 3);
         assert!(long.manifest().is_consistent());
-        assert_eq!(long.chunk(2).map(|bytes| bytes.len()), Some(5));
+        let third = (2 * CHUNK_BYTES + 5).div_ceil(3) as usize;
+        assert_eq!(long.chunk(0).map(|bytes| bytes.len()), Some(third));
+        assert_eq!(long.chunk(2).map(|bytes| bytes.len()), Some(2 * CHUNK_BYTES as usize + 5 - 2 * third));
         assert_eq!(long.chunk(3), None);
         let mut other = vec![7; 2 * CHUNK_BYTES as usize + 5];
         other[9] = 8;
@@ -113,9 +130,20 @@ mod tests {
     #[test]
     fn a_manifest_of_any_length_fits_in_a_message() {
         for bytes in [1, CHUNK_BYTES, CHUNK_BYTES * CHUNKS_MAX, CHUNK_BYTES * CHUNKS_MAX + 1, 1 << 38] {
-            assert!(bytes.div_ceil(chunk_bytes(bytes)) <= CHUNKS_MAX, "{bytes}");
-            assert!(chunk_bytes(bytes) <= CHUNK_BYTES_MAX, "{bytes}");
+            assert!(usual(bytes) <= CHUNKS_MAX, "{bytes}");
+            assert!(bytes.div_ceil(usual(bytes)) <= CHUNK_BYTES_MAX, "{bytes}");
         }
+        let numbers: Vec<u8> = (0..101).collect();
+        for count in [0, 1, 7, 50, 51, 100, 101, 500] {
+            let blob = Blob::cut(numbers.clone().into(), count);
+            let manifest = blob.manifest();
+            assert!(manifest.is_consistent() && manifest.chunks.len() as u64 <= count.max(1), "{count}");
+            let chunks = (0..).map_while(|chunk| blob.chunk(chunk)).flatten().collect::<Vec<u8>>();
+            assert_eq!(chunks, numbers, "{count}");
+        }
+        // Four of five bytes would be 2, 2, 1 and nothing.
+        let uneven = Manifest { bytes: 5, chunks: vec![Digest([0; 32]); 4] };
+        assert!(!uneven.is_consistent());
         let wrong = Manifest { bytes: 5, chunks: vec![] };
         assert!(!wrong.is_consistent());
         let absurd = Manifest { bytes: u64::MAX, chunks: vec![] };

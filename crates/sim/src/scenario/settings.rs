@@ -228,6 +228,14 @@ impl Settings {
         (0..spec.stages()).map(of_stage).collect()
     }
 
+    /// Returns the links of single peers: workers are counted from 1, stage after stage.
+    pub fn links_of_peers(&self) -> BTreeMap<usize, Link> {
+        let replicas = usize::from(self.spec.pipeline.replicas);
+        let peers =
+            |stage: StageId| (0..replicas).map(move |replica| 1 + usize::from(stage.0) * replicas + replica);
+        self.own_links.iter().flat_map(|(stage, link)| peers(*stage).map(|peer| (peer, *link))).collect()
+    }
+
     /// Makes every link and device take exactly its mean.
     pub fn remove_jitter(&mut self) {
         self.link.jitter = Permille(0);

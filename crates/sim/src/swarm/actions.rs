@@ -61,7 +61,7 @@ impl Swarm<'_> {
             Action::Export { outer } => self.compute(index, |worker, _, _| worker.export(outer)),
             Action::Import { place, agreed, own, digest } => {
                 self.settle_at(index, place);
-                let state = Handover { agreed, own };
+                let state = Handover { agreed, own, chunks: None };
                 self.compute(index, |worker, _, _| worker.import(place, &state, digest));
             }
             Action::Enter { step } => {
@@ -115,11 +115,11 @@ impl Swarm<'_> {
         self.hear(index, took, News { hold, input });
     }
 
-    /// Lets a worker take hold of a stage: its device is as fast as those of that stage, and what was asked of it before is not
+    /// Lets a worker take hold of a stage: its device is as fast as it is there, and what was asked of it before is not
     /// answered any more.
     fn settle_at(&mut self, index: usize, place: Place) {
-        let spans = self.config.spans.get(usize::from(place.stage.0)).copied();
-        if let (Some(worker), Some(spans)) = (&mut self.peers[index].worker, spans) {
+        let spans = self.config.spans_of(index, place.stage);
+        if let Some(worker) = &mut self.peers[index].worker {
             worker.device.spans = spans;
             worker.holds += 1;
         }

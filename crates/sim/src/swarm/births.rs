@@ -121,7 +121,7 @@ impl Swarm<'_> {
             join,
         };
         let node = Node::worker(config);
-        let spans = self.config.spans[stage.map_or(0, |stage| usize::from(stage.0))];
+        let spans = self.config.spans_of(index, stage.unwrap_or(StageId(0)));
         let device = Device::new(seed, index, spans);
         (node, Computing::new((self.maker)(spec), device, self.now))
     }

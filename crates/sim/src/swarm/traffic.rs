@@ -6,7 +6,7 @@ use crate::connections::{Dialled, Ends, Epoch, Parked};
 use crate::link::{Delivery, Freight, Look};
 use crate::peer::{self, Life};
 use crate::swarm::actions::late;
-use crate::swarm::{Happening, STRANGER, Swarm, SwarmError};
+use crate::swarm::{Happening, STRANGER, Swarm, SwarmError, Weights};
 use trestle_protocol::ids::PeerId;
 use trestle_protocol::message::Message;
 use trestle_protocol::port::Input;
@@ -19,9 +19,11 @@ impl Swarm<'_> {
     /// Sends a message on the connection that stands; without one it is lost.
     pub(super) fn send(&mut self, from: usize, to: PeerId, message: &Message) {
         let frame = wire::encode(message);
+        let (freight, times) = self.freight(message);
         self.messages += 1;
-        self.wire_bytes += frame.bytes() as u64;
-        self.peers[from].wire_bytes += frame.bytes() as u64;
+        let bytes = frame.header.len() as u64 + frame.payload.len() as u64 * times;
+        self.wire_bytes += bytes;
+        self.peers[from].wire_bytes += bytes;
         // A stranger is sent refusals and is no peer of ours.
         let Some(&to) = self.by_id.get(&to) else { return };
         if let Some(stranger) = &mut self.stranger {
@@ -31,14 +33,26 @@ impl Swarm<'_> {
             return;
         }
         if let Some(Parked { from, to, frame }) = self.connections.park(Parked { from, to, frame }) {
-            self.carry(from, to, freight(message), frame);
+            self.carry(from, to, freight, (frame, times));
         }
     }
 
-    fn carry(&mut self, from: usize, to: usize, freight: Freight, frame: Frame) {
+    fn freight(&self, message: &Message) -> (Freight, u64) {
+        let Weights { contribution, state } = self.config.weights;
+        let times = if matches!(message, Message::Sync(Say::Chunk { .. })) {
+            contribution
+        } else if matches!(message, Message::State(StateSay::Chunk { .. })) {
+            state
+        } else {
+            1
+        };
+        (freight(message), times)
+    }
+
+    fn carry(&mut self, from: usize, to: usize, freight: Freight, (frame, times): (Frame, u64)) {
         let Some(epoch) = self.connections.epoch(Ends::new(from, to)) else { return };
         if freight == Freight::Bulk {
-            if let Some((look, at)) = self.links.queue(self.now, (from, to), epoch, frame) {
+            if let Some((look, at)) = self.links.queue(self.now, (from, to), epoch, (frame, times)) {
                 self.queue.push(at, Happening::Turn(look));
             }
             return;
@@ -187,7 +201,7 @@ impl Swarm<'_> {
     pub(super) fn mended(&mut self, ends: Ends) {
         for Parked { from, to, frame } in self.connections.mend(self.now, ends) {
             let freight = if frame.payload.is_empty() { Freight::Control } else { Freight::Tensor };
-            self.carry(from, to, freight, frame);
+            self.carry(from, to, freight, (frame, 1));
         }
     }
 
