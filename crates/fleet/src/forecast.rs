@@ -317,7 +317,8 @@ impl Scene<'_> {
     }
 
     /// Returns the part of the speed that is left under failures, and at the times of day at which not all are there: the mean, over
-    /// who is there, of the stage that has least left; less what is done again, half of what a replica trains between two commits.
+    /// who is there, of the stage that has least left; less what is done again, half of what a replica trains between two commits, in
+    /// passes through all stages.
     fn kept(&self, failures_per_hour: Option<f64>, stall: f64) -> f64 {
         let of = |group: usize| &self.group(group).availability;
         let rate = |group: usize| failures_per_hour.unwrap_or(of(group).failures_per_hour);
@@ -339,7 +340,13 @@ impl Scene<'_> {
         let (peers, failures) =
             placed.fold((0.0, 0.0), |(n, sum), group| (n + 1.0, sum + rate(*group) / HOUR));
         let between_commits = f64::from(self.spec.sync.inner_steps) * self.step;
-        left / (1.0 + failures / peers * between_commits / 2.0)
+        let passes = match self.fleet.exchange {
+            // What is done again goes through all stages.
+            Exchange::Butterfly => self.works.len() as f64,
+            // What was not handed in is not done again, but it is not there either.
+            Exchange::Bridge => 1.0,
+        };
+        left / (1.0 + passes * failures / peers * between_commits / 2.0)
     }
 
     /// Returns the seconds from a failure until a peer trains in its place: until it is replaced, has fetched the stage's state, and
@@ -357,10 +364,10 @@ impl Scene<'_> {
             Exchange::Butterfly if up > 0.0 => fetch(work.state_bytes(spec)) + self.step,
             // With nobody to fetch from, from its disk.
             Exchange::Butterfly => self.step,
-            // The weights from the one place that has them, at the next outer step: half of one, on the mean.
+            // The weights, in bf16, from the one place that has them, at the next outer step: half of one, on the mean.
             Exchange::Bridge => {
                 let outer = f64::from(spec.sync.inner_steps) * self.step + stall;
-                self.fleet.exchange.traffic(&spec.sync, work.parameters, 2).down / down + outer / 2.0
+                2.0 * work.parameters as f64 / down + outer / 2.0
             }
         };
         availability.replaced_after + entry

@@ -380,7 +380,9 @@ mod tests {
         let busy: f64 = bars.iter().map(|bar| bar.until - bar.from).sum();
         // Each stage has 8 microbatches of 3 seconds and two steps of half a second.
         near(busy, 3.0 * 25.0);
-        assert!(bars.iter().all(|bar| bar.from >= 0.0 && bar.until <= length && bar.stage < 3 && bar.replica < 2));
+        assert!(
+            bars.iter().all(|bar| bar.from >= 0.0 && bar.until <= length && bar.stage < 3 && bar.replica < 2)
+        );
     }
 
     /// (S - 1) / (G + S - 1) of the time is the bubble of a schedule that drains.

@@ -89,11 +89,71 @@ impl HandedOut {
     }
 }
 
+/// What is out, by microbatch, and with it how much is out at each peer and when the next lease expires: these are asked for with
+/// every event, and what is out grows with the run's replicas.
+#[derive(Default)]
+struct Out {
+    leases: BTreeMap<MicrobatchId, Lease>,
+    held: BTreeMap<PeerId, usize>,
+    expiries: BTreeSet<(Time, MicrobatchId)>,
+    /// What was tried too often.
+    stuck: BTreeSet<MicrobatchId>,
+}
+
+impl Out {
+    fn insert(&mut self, microbatch: MicrobatchId, lease: Lease) {
+        self.remove(microbatch);
+        *self.held.entry(lease.to).or_default() += 1;
+        self.expiries.insert((lease.expires, microbatch));
+        if lease.attempt.0 >= ATTEMPTS_MAX {
+            self.stuck.insert(microbatch);
+        }
+        self.leases.insert(microbatch, lease);
+    }
+
+    fn remove(&mut self, microbatch: MicrobatchId) -> Option<Lease> {
+        let lease = self.leases.remove(&microbatch)?;
+        self.expiries.remove(&(lease.expires, microbatch));
+        self.stuck.remove(&microbatch);
+        if let Some(held) = self.held.get_mut(&lease.to) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&lease.to);
+            }
+        }
+        Some(lease)
+    }
+
+    /// Lets nothing expire before a time.
+    fn postpone(&mut self, until: Time) {
+        for (_, microbatch) in
+            self.expiries.extract_if(..(until, MicrobatchId::train(0)), |_| true).collect::<Vec<_>>()
+        {
+            if let Some(lease) = self.leases.get_mut(&microbatch) {
+                lease.expires = until;
+                self.expiries.insert((until, microbatch));
+            }
+        }
+    }
+
+    /// Lists what has expired, in the order of the microbatches.
+    fn expired(&self, now: Time) -> BTreeSet<MicrobatchId> {
+        self.expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, microbatch)| *microbatch).collect()
+    }
+
+    /// Returns the first that is out of a split.
+    fn first(&self, split: Split) -> Option<u64> {
+        let from = MicrobatchId { split, index: 0 };
+        let (microbatch, _) = self.leases.range(from..).next()?;
+        (microbatch.split == split).then_some(microbatch.index)
+    }
+}
+
 /// The leases of a run.
 pub struct Leases {
     upcoming: core::iter::Peekable<Box<dyn Iterator<Item = MicrobatchId> + Send>>,
     agenda: Agenda,
-    out: BTreeMap<MicrobatchId, Lease>,
+    out: Out,
     /// The last try of what was leased more than once.
     attempts: BTreeMap<MicrobatchId, Attempt>,
     settled_train: IndexSet,
@@ -128,7 +188,7 @@ impl Leases {
         Self {
             upcoming: upcoming.peekable(),
             agenda,
-            out: BTreeMap::new(),
+            out: Out::default(),
             attempts: BTreeMap::new(),
             settled_train: IndexSet::starting_at(agenda.training_of(start).start),
             settled_held_out: IndexSet::starting_at(agenda.evaluated_before(start)),
@@ -150,10 +210,10 @@ impl Leases {
     ) -> Vec<(MicrobatchId, PeerId)> {
         let mut taken = Vec::new();
         let expires = now + self.expiry(Attempt(0));
-        let mut held = self.held();
         while taken.len() < max {
             let stop = self.stop_before;
             let ahead = self.ahead;
+            let held = &self.out.held;
             let room = |m| to(m).filter(|to| held.get(to).is_none_or(|held| *held < ahead));
             let next = self.upcoming.next_if(|m| {
                 room(*m).is_some()
@@ -165,7 +225,6 @@ impl Leases {
             });
             let Some(microbatch) = next else { break };
             let Some(to) = to(microbatch) else { break };
-            *held.entry(to).or_default() += 1;
             let (attempt, needs) = (Attempt(0), Needs::All);
             self.out.insert(microbatch, Lease { to, attempt, needs, since: now, expires });
             self.highest_step = self.highest_step.max(self.agenda.step_of(microbatch).unwrap_or_default());
@@ -173,14 +232,6 @@ impl Leases {
             taken.push((microbatch, to));
         }
         taken
-    }
-
-    fn held(&self) -> BTreeMap<PeerId, usize> {
-        let mut held: BTreeMap<PeerId, usize> = BTreeMap::new();
-        for lease in self.out.values() {
-            *held.entry(lease.to).or_default() += 1;
-        }
-        held
     }
 
     /// Returns how many more microbatches of what is to be done again from an index on may be out at a peer. What is out
@@ -192,7 +243,7 @@ impl Leases {
             // An evaluation waits for the steps before its border.
             Split::HeldOut => self.agenda.step_of(*m) <= of,
         };
-        let out = self.out.iter().filter(|(m, lease)| lease.to == peer && before(m)).count();
+        let out = self.out.leases.iter().filter(|(m, lease)| lease.to == peer && before(m)).count();
         self.ahead.saturating_sub(out)
     }
 
@@ -220,7 +271,7 @@ impl Leases {
     }
 
     fn next_attempt(&mut self, microbatch: MicrobatchId) -> Attempt {
-        let out = self.out.get(&microbatch).map(|lease| lease.attempt);
+        let out = self.out.leases.get(&microbatch).map(|lease| lease.attempt);
         let last = out.or(self.attempts.get(&microbatch).copied()).unwrap_or(Attempt(0));
         let attempt = Attempt(last.0.saturating_add(1));
         self.attempts.insert(microbatch, attempt);
@@ -232,7 +283,7 @@ impl Leases {
     /// # Errors
     /// It is settled already, or was never out.
     pub fn settle(&mut self, now: Time, microbatch: MicrobatchId) -> Result<(), Unsettled> {
-        let Some(lease) = self.out.remove(&microbatch) else {
+        let Some(lease) = self.out.remove(microbatch) else {
             let settled = match microbatch.split {
                 Split::Train => &self.settled_train,
                 Split::HeldOut => &self.settled_held_out,
@@ -254,8 +305,8 @@ impl Leases {
 
     /// Leases again what has expired, to whom `to` says now, for twice as long as before.
     pub fn expire(&mut self, now: Time, to: impl Fn(MicrobatchId, PeerId) -> Option<PeerId>) -> Vec<Renewed> {
-        let due = self.out.iter().filter(|(_, lease)| lease.expires <= now);
-        let due: Vec<(MicrobatchId, PeerId)> = due.map(|(m, lease)| (*m, lease.to)).collect();
+        let due = self.out.expired(now).into_iter();
+        let due: Vec<(MicrobatchId, PeerId)> = due.map(|m| (m, self.out.leases[&m].to)).collect();
         due.into_iter().map(|(m, holder)| self.renew(now, m, to(m, holder).unwrap_or(holder))).collect()
     }
 
@@ -266,19 +317,19 @@ impl Leases {
         peer: PeerId,
         to: impl Fn(MicrobatchId) -> Option<PeerId>,
     ) -> Vec<Renewed> {
-        let of_peer = self.out.iter().filter(|(_, lease)| lease.to == peer).map(|(m, _)| *m);
+        let of_peer = self.out.leases.iter().filter(|(_, lease)| lease.to == peer).map(|(m, _)| *m);
         let renewed: Vec<(MicrobatchId, Option<PeerId>)> = of_peer.map(|m| (m, to(m))).collect();
         renewed.into_iter().filter_map(|(m, to)| Some(self.renew(now, m, to?))).collect()
     }
 
     /// Lists the peers at which something is out.
     pub fn holders(&self) -> BTreeSet<PeerId> {
-        self.out.values().map(|lease| lease.to).collect()
+        self.out.held.keys().copied().collect()
     }
 
     /// Returns whether a microbatch is out at a peer.
     pub fn is_held_by(&self, microbatch: MicrobatchId, peer: PeerId) -> bool {
-        self.out.get(&microbatch).is_some_and(|lease| lease.to == peer)
+        self.out.leases.get(&microbatch).is_some_and(|lease| lease.to == peer)
     }
 
     /// Leases to another peer what its holder would not take.
@@ -288,14 +339,14 @@ impl Leases {
 
     /// Leases again all held-out microbatches that are out: nobody keeps them, so that one may have been lost with a peer.
     pub fn held_out_again(&mut self, now: Time) -> Vec<Renewed> {
-        let held_out = self.out.iter().filter(|(m, _)| m.split == Split::HeldOut);
+        let held_out = self.out.leases.iter().filter(|(m, _)| m.split == Split::HeldOut);
         let out: Vec<(MicrobatchId, PeerId)> = held_out.map(|(m, lease)| (*m, lease.to)).collect();
         out.into_iter().map(|(m, to)| self.renew(now, m, to)).collect()
     }
 
     /// Lists what is out at a peer, to be told again as it is.
     pub fn out_at(&self, peer: PeerId) -> Vec<Renewed> {
-        let of_peer = self.out.iter().filter(|(_, lease)| lease.to == peer);
+        let of_peer = self.out.leases.iter().filter(|(_, lease)| lease.to == peer);
         of_peer
             .map(|(microbatch, lease)| Renewed {
                 microbatch: *microbatch,
@@ -307,14 +358,14 @@ impl Leases {
     }
 
     fn renew(&mut self, now: Time, microbatch: MicrobatchId, to: PeerId) -> Renewed {
-        let needs = self.out.get(&microbatch).map_or(Needs::All, |lease| lease.needs.clone());
+        let needs = self.out.leases.get(&microbatch).map_or(Needs::All, |lease| lease.needs.clone());
         self.again(now, microbatch, needs, to)
     }
 
     /// Lets no lease expire for some time: a stage stands still, and trying again would not help.
     pub fn postpone(&mut self, now: Time) {
         let until = now + self.expiry(Attempt(0));
-        self.out.values_mut().for_each(|lease| lease.expires = lease.expires.max(until));
+        self.out.postpone(until);
     }
 
     /// Hears that a stage has somebody again for which all that is out had to wait.
@@ -324,12 +375,12 @@ impl Leases {
 
     /// Returns a microbatch that was tried too often to be tried again.
     pub fn stuck(&self) -> Option<MicrobatchId> {
-        self.out.iter().find(|(_, lease)| lease.attempt.0 >= ATTEMPTS_MAX).map(|(microbatch, _)| *microbatch)
+        self.out.stuck.first().copied()
     }
 
     /// Stops handing out at the next step that has not begun and at whose border replicas agree, and returns that border.
     pub fn stop(&mut self) -> InnerStep {
-        let begun = !self.out.is_empty() || !self.settled_train.is_empty();
+        let begun = !self.is_empty() || !self.settled_train.is_empty();
         let border = if begun { InnerStep(self.highest_step.0 + 1) } else { self.highest_step };
         let border = self.agenda.stop_at_or_after(border.min(self.agenda.steps()));
         self.stop_before = Some(border);
@@ -349,22 +400,22 @@ impl Leases {
 
     /// Returns when the next lease expires.
     pub fn deadline(&self) -> Option<Time> {
-        self.out.values().map(|lease| lease.expires).min()
+        self.out.expiries.first().map(|(at, _)| *at)
     }
 
     /// Returns whether nothing is out.
     pub fn is_empty(&self) -> bool {
-        self.out.is_empty()
+        self.out.leases.is_empty()
     }
 
     /// Returns whether a training microbatch is out.
     pub fn is_out(&self, index: u64) -> bool {
-        self.out.contains_key(&MicrobatchId::train(index))
+        self.out.leases.contains_key(&MicrobatchId::train(index))
     }
 
     /// Returns whether a training microbatch is out for the first time.
     pub fn is_first_try(&self, index: u64) -> bool {
-        self.out.get(&MicrobatchId::train(index)).is_some_and(|lease| lease.attempt == Attempt(0))
+        self.out.leases.get(&MicrobatchId::train(index)).is_some_and(|lease| lease.attempt == Attempt(0))
     }
 
     /// Returns the training microbatches that came back through the whole pipeline at least once.
@@ -374,9 +425,8 @@ impl Leases {
 
     /// Returns how far the run is: nothing below is out.
     pub fn frontier(&self) -> Frontier {
-        let first = |split| self.out.keys().find(|m| m.split == split).map(|m| m.index);
         let below = |settled: &IndexSet, split| {
-            first(split).map_or(settled.watermark(), |index| index.min(settled.watermark()))
+            self.out.first(split).map_or(settled.watermark(), |index| index.min(settled.watermark()))
         };
         Frontier {
             train_below: below(&self.settled_train, Split::Train),
@@ -391,7 +441,7 @@ impl Leases {
 
     /// Returns the step behind the lowest that is out for the first time: little of it has begun.
     pub fn next_to_begin(&self) -> InnerStep {
-        let first_try = self.out.iter().filter(|(_, lease)| lease.attempt == Attempt(0));
+        let first_try = self.out.leases.iter().filter(|(_, lease)| lease.attempt == Attempt(0));
         let begun = first_try.filter_map(|(microbatch, _)| self.agenda.step_of(*microbatch)).min();
         begun.map_or(self.highest_step, |begun| InnerStep(begun.0 + 1))
     }

@@ -58,6 +58,8 @@ pub struct Peer {
     pub birth: u32,
     /// When it wants to be woken, by its own clock.
     pub deadline: Option<Time>,
+    /// When the swarm has noted that it wants to be woken.
+    pub noted: Option<Time>,
     /// Its clock.
     pub clock: Clock,
     /// Until when it handles and sends nothing.
@@ -83,6 +85,7 @@ impl Peer {
             life: Life::Up,
             birth: 0,
             deadline: None,
+            noted: None,
             clock: Clock::default(),
             frozen_until: None,
             waiting: VecDeque::new(),

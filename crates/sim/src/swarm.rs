@@ -16,7 +16,8 @@ use crate::peer::{Life, News, Peer};
 use crate::queue::Queue;
 use crate::stranger::Stranger;
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::io::{self, Write};
 use trestle_protocol::durable::{self, StateError};
 use trestle_protocol::ids::{Digest, PeerId, StageId};
@@ -216,6 +217,8 @@ pub struct Swarm<'a> {
     entered: BTreeSet<usize>,
     connections: Connections,
     queue: Queue<Happening>,
+    /// When peers want to be woken; of each the last that was noted counts.
+    wakes: BinaryHeap<Reverse<(Time, usize)>>,
     /// Peers that died and are still to come back, and newcomers still to come.
     expected: u32,
     /// Inner steps whose faults have struck.
@@ -262,6 +265,7 @@ impl<'a> Swarm<'a> {
             entered: BTreeSet::new(),
             connections: Connections::default(),
             queue: Queue::new(),
+            wakes: BinaryHeap::new(),
             expected: 0,
             steps_struck: 0,
             deaths_left: 0,
@@ -357,6 +361,7 @@ impl<'a> Swarm<'a> {
     fn begin(&mut self, faults: Faults) -> Result<(), SwarmError> {
         self.log.begins();
         self.queue = Queue::new();
+        self.wakes.clear();
         self.links.clear();
         self.connections = Connections::default();
         self.crashed = false;
@@ -403,9 +408,24 @@ impl<'a> Swarm<'a> {
         durable::checkpoints(&self.config.spec, state).expect("it was stored by this run")
     }
 
-    fn next_deadline(&self) -> Option<(Time, usize)> {
-        let waking = self.peers.iter().enumerate();
-        waking.filter_map(|(index, peer)| Some((peer.wakes_at()?, index))).min()
+    /// Returns who wants to be woken next. What was noted of a peer that wants otherwise by now is forgotten on the way.
+    fn next_deadline(&mut self) -> Option<(Time, usize)> {
+        while let Some(Reverse((at, index))) = self.wakes.peek().copied() {
+            if self.peers.get(index).and_then(Peer::wakes_at) == Some(at) {
+                return Some((at, index));
+            }
+            self.wakes.pop();
+        }
+        None
+    }
+
+    /// Notes when a peer wants to be woken, after anything that may have changed it.
+    fn note_waking(&mut self, index: usize) {
+        let at = self.peers[index].wakes_at();
+        if let Some(at) = at.filter(|at| self.peers[index].noted != Some(*at)) {
+            self.wakes.push(Reverse((at, index)));
+        }
+        self.peers[index].noted = at;
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), SwarmError> {

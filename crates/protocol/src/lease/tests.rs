@@ -22,7 +22,7 @@ fn no_more_is_out_than_allowed_and_everything_comes_once() {
     let mut seen: Vec<MicrobatchId> = Vec::new();
     loop {
         let taken = take(&mut leases, 0);
-        assert!(leases.out.len() <= 3);
+        assert!(leases.out.leases.len() <= 3);
         if taken.is_empty() {
             break;
         }

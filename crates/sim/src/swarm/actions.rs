@@ -47,6 +47,7 @@ impl Swarm<'_> {
         if peer.node.in_flight().is_some_and(|in_flight| graphs > in_flight + 1) {
             self.broken.insert("a device keeps the graph of a forward whose backward will not come".into());
         }
+        self.note_waking(index);
         Ok(())
     }
 
@@ -156,7 +157,9 @@ impl Swarm<'_> {
             return Ok(());
         }
         peer.frozen_until = None;
-        for news in std::mem::take(&mut peer.waiting) {
+        let waiting = std::mem::take(&mut peer.waiting);
+        self.note_waking(index);
+        for news in waiting {
             self.drive(index, news)?;
         }
         Ok(())

@@ -56,6 +56,7 @@ impl Swarm<'_> {
             Fault::Clock { whom, ppm, ahead } => {
                 for peer in self.each(whom) {
                     self.peers[peer].clock.run_off(self.now, ppm, ahead);
+                    self.note_waking(peer);
                 }
             }
             Fault::DiskFull { whom, span } => {
@@ -98,6 +99,7 @@ impl Swarm<'_> {
         }
         let until = peer.frozen_until.map_or(until, |already| already.max(until));
         peer.frozen_until = Some(until);
+        peer.noted = None;
         let birth = peer.birth;
         self.queue.push(until, Happening::Thawed { peer: index, birth });
         if until.since(now) > self.faults.transport.lost_after {

@@ -130,8 +130,10 @@ impl Traffic {
     fn due(&mut self, now: Time) -> Vec<Due> {
         let Some(pipeline) = &self.pipeline else { return Vec::new() };
         let (late, next) = (self.late(), self.next());
-        let in_plan = |peer: PeerId| self.plan.place_of(peer).is_some_and(|at| at.stage == next);
-        let sound = |peer: PeerId| in_plan(peer) && self.is_usable(peer);
+        // Asked of all that is in flight, with every event.
+        let usable = self.plan.replicas(next).map(|member| member.peer).filter(|peer| self.is_usable(*peer));
+        let usable: Vec<PeerId> = usable.collect();
+        let sound = |peer: PeerId| usable.contains(&peer);
         let (mut due, mut lates) = (Vec::new(), Vec::new());
         for (index, kept) in pipeline.unanswered() {
             let target = kept.waits_for();
