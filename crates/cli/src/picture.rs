@@ -111,7 +111,12 @@ impl Curves {
             .x_label_area_size(36)
             .y_label_area_size(72)
             .build_cartesian_2d(self.x_range(), 0.0..most)?;
-        chart.configure_mesh().x_desc(&self.x_name).y_desc(&self.y_name).light_line_style(TRANSPARENT).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc(&self.x_name)
+            .y_desc(&self.y_name)
+            .light_line_style(TRANSPARENT)
+            .draw()?;
         for (number, (name, values)) in self.curves.iter().enumerate() {
             let points = self.x.iter().copied().zip(values.iter().copied());
             let line = LineSeries::new(points, colour(number).stroke_width(2));
@@ -129,7 +134,12 @@ impl Curves {
             .x_label_area_size(36)
             .y_label_area_size(72)
             .build_cartesian_2d(self.x_range(), 0.0..1.0)?;
-        chart.configure_mesh().x_desc(&self.x_name).y_desc(&self.y_name).light_line_style(TRANSPARENT).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc(&self.x_name)
+            .y_desc(&self.y_name)
+            .light_line_style(TRANSPARENT)
+            .draw()?;
         // From the top down, so that each covers the feet of the one above it.
         let mut until = vec![0.0; self.x.len()];
         let mut layers = Vec::new();
@@ -141,9 +151,10 @@ impl Curves {
             let points: Vec<(f64, f64)> =
                 self.x.iter().copied().zip(tops.into_iter().map(|top| top.min(1.0))).collect();
             let layer = AreaSeries::new(points, 0.0, colour(number).filled());
-            chart.draw_series(layer)?.label(name).legend(move |(x, y)| {
-                Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour(number).filled())
-            });
+            chart
+                .draw_series(layer)?
+                .label(name)
+                .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour(number).filled()));
         }
         legend(&mut chart)
     }
@@ -181,9 +192,10 @@ impl Rows {
                     Rectangle::new([(*from, top - 0.9), (*until, top - 0.1)], colour(number).filled())
                 })
             });
-            chart.draw_series(of_colour)?.label(meaning).legend(move |(x, y)| {
-                Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour(number).filled())
-            });
+            chart
+                .draw_series(of_colour)?
+                .label(meaning)
+                .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour(number).filled()));
         }
         legend(&mut chart)
     }
@@ -227,11 +239,15 @@ mod tests {
         let rows = Rows {
             title: "pipeline".into(),
             x_name: "seconds".into(),
-            rows: vec![("stage 0".into(), vec![(0.0, 1.0, 0), (1.0, 3.0, 1)]), ("stage 1".into(), Vec::new())],
+            rows: vec![
+                ("stage 0".into(), vec![(0.0, 1.0, 0), (1.0, 3.0, 1)]),
+                ("stage 1".into(), Vec::new()),
+            ],
             colours: vec!["forward".into(), "backward".into()],
         };
         let nothing = Curves { x: Vec::new(), curves: vec![("none".into(), Vec::new())], ..curves() };
-        let panels = [Panel::Lines(curves()), Panel::Parts(curves()), Panel::Bars(rows), Panel::Lines(nothing)];
+        let panels =
+            [Panel::Lines(curves()), Panel::Parts(curves()), Panel::Bars(rows), Panel::Lines(nothing)];
         draw(&file, &panels).expect("it is drawn");
         let text = std::fs::read_to_string(&file).expect("it was written");
         for said in ["<svg", "tokens/s", "played", "forecast", "stage 1", "backward", "</svg>"] {

@@ -4,11 +4,12 @@
 
 pub(crate) mod drawn;
 pub(crate) mod sweep;
+mod words;
 
 use std::fmt;
 
 use serde::Serialize;
-use trestle_fleet::forecast::{Forecast, Loss, Pace, better_layers};
+use trestle_fleet::forecast::{Forecast, Pace, better_layers};
 use trestle_fleet::placement::Unplaceable;
 
 use crate::args::PlanArgs;
@@ -17,6 +18,7 @@ use crate::failure::Failure;
 use crate::output::{Format, print};
 use crate::picture;
 use crate::plan::sweep::{Figures, ROWS_MAX, Row, Sweep};
+use crate::plan::words::words;
 use crate::units::{bytes, count, percent};
 
 /// What is printed.
@@ -225,17 +227,6 @@ impl Report {
 fn faster(pace: &Pace, other: &Pace) -> String {
     let gain = other.tokens_per_second / pace.tokens_per_second - 1.0;
     format!("{:<14} {:+.1} %", count(other.tokens_per_second.round() as u64), gain * 100.0)
-}
-
-pub(crate) fn words(loss: Loss) -> &'static str {
-    match loss {
-        Loss::Failures => "failures",
-        Loss::Exchange => "outer steps",
-        Loss::Links => "links",
-        Loss::Waits => "waits",
-        Loss::Imbalance => "imbalance",
-        Loss::Recompute => "recompute",
-    }
 }
 
 /// Writes a length of time with a unit that fits it.

@@ -6,7 +6,7 @@ use trestle_fleet::forecast::Forecast;
 use trestle_fleet::pipeline::{Bar, Doing};
 
 use crate::picture::{Panel, Rows};
-use crate::plan::words;
+use crate::plan::words::words;
 
 /// Rows of the first panel at most; beyond, the first replica of each stage stands for all.
 const ROWS_MAX: usize = 48;
@@ -45,7 +45,8 @@ fn inner_step(bars: &[Bar], seconds: f64) -> Rows {
 
 fn losses(forecast: &Forecast) -> Rows {
     let speed = forecast.pace.tokens_per_second;
-    let row = |name: String, other: f64| (name, vec![(0.0, speed.min(other), 0), (speed, other.max(speed), 1)]);
+    let row =
+        |name: String, other: f64| (name, vec![(0.0, speed.min(other), 0), (speed, other.max(speed), 1)]);
     let mut rows = vec![row("as it is".into(), speed)];
     let without = forecast.without.iter();
     rows.extend(without.map(|(loss, other)| row(format!("no {}", words(*loss)), other.tokens_per_second)));

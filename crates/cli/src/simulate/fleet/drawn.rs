@@ -31,7 +31,9 @@ pub(super) fn panels(outcome: &FleetOutcome) -> Vec<Panel> {
     let width = course.width().0 as f64 / 1e6;
     let points: Vec<(Slice, f64)> = slices
         .chunks(together)
-        .map(|chunk| (chunk.iter().fold(Slice::default(), |sum, slice| sum.and(slice)), width * chunk.len() as f64))
+        .map(|chunk| {
+            (chunk.iter().fold(Slice::default(), |sum, slice| sum.and(slice)), width * chunk.len() as f64)
+        })
         .collect();
     let hours = |at: usize| (at as f64 + 0.5) * width * together as f64 / 3600.0;
     let x: Vec<f64> = (0..points.len()).map(hours).collect();
