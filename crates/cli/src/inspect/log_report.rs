@@ -1,12 +1,13 @@
 //! An event log in figures: how far the run came, how fast, where the time went, and what went wrong.
 //!
-//! Owns the reading of logs, which may be of any node, live or simulated, cut short or damaged. May not know the run.
+//! Owns the reading of logs, which may be of any node or of a whole simulated swarm, cut short or damaged. May not know the run.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::ptr;
 
 use serde::{Deserialize, Serialize};
 use trestle_protocol::event::{Event, StepSummary, Verdict};
@@ -128,22 +129,55 @@ pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
 #[derive(Default)]
 struct Reading {
     report: LogReport,
-    nodes: BTreeSet<String>,
-    last_at: u64,
-    micros: u64,
+    nodes: BTreeMap<String, Told>,
     losses: BTreeMap<u64, f64>,
     evaluations: BTreeMap<u64, f64>,
     sums: Sums,
     stages: BTreeMap<Place, StepReport>,
 }
 
+/// What one node of a log tells: its time, and what others tell too. The log of a simulated swarm has all its nodes, of which
+/// each tells that a peer is lost, who is removed or leaves tells it beside the coordinator, and each ends.
+#[derive(Default)]
+struct Told {
+    last_at: u64,
+    micros: u64,
+    /// Events that only a coordinator has.
+    coordinates: u64,
+    lost: Vec<String>,
+    removed: Vec<String>,
+    outcome: Option<Outcome>,
+}
+
+impl Told {
+    fn take(&mut self, at: u64, event: &Event) {
+        // A node that is started again counts from 0 again.
+        self.micros += at.checked_sub(self.last_at).unwrap_or(at);
+        self.last_at = at;
+        if let Event::Removed { peer, place, why, lost } = event {
+            let (code, stage) = (code(why), place.stage);
+            self.removed.push(format!("{peer} (stage {stage}): {code}: {lost} microbatches"));
+        }
+        if let Event::PeerLost { peer, stage, reason } = event {
+            let held = stage.map_or(String::new(), |stage| format!(" (stage {stage})"));
+            self.lost.push(format!("{peer}{held}: {reason}"));
+        }
+        if let Event::Finished { outcome } = event {
+            self.outcome = Some(outcome.clone());
+        }
+        if matches!(event, Event::Planned { .. } | Event::Started { .. } | Event::Step(_)) {
+            self.coordinates += 1;
+        }
+        if matches!(event, Event::Started { .. }) {
+            self.outcome = None;
+        }
+    }
+}
+
 impl Reading {
     fn take(&mut self, line: Line) {
         self.report.events += 1;
-        // A node that is started again counts from 0 again.
-        self.micros += line.at.checked_sub(self.last_at).unwrap_or(line.at);
-        self.last_at = line.at;
-        self.nodes.insert(line.peer);
+        self.nodes.entry(line.peer).or_default().take(line.at, &line.event);
         match line.event {
             Event::Step(summary) => self.step(&summary),
             Event::Evaluated { step, loss, .. } => {
@@ -157,23 +191,11 @@ impl Reading {
             }
             Event::Duplicate { .. } => self.report.duplicates += 1,
             Event::LeaseExpired { .. } => self.report.expired_leases += 1,
-            Event::Removed { peer, place, why, lost } => {
-                let (code, stage) = (code(&why), place.stage);
-                self.report
-                    .removed_peers
-                    .push(format!("{peer} (stage {stage}): {code}: {lost} microbatches"));
-            }
             Event::Redo { count, .. } => self.report.redone += count,
             Event::Stalled { stage, .. } => self.report.stalls.push(stage.0),
-            Event::PeerLost { peer, stage, reason } => {
-                let held = stage.map_or(String::new(), |stage| format!(" (stage {stage})"));
-                self.report.lost_peers.push(format!("{peer}{held}: {reason}"));
-            }
             Event::Refused { refusal, .. } => self.refused(refusal.to_string()),
             Event::RefusedBy { refusal, .. } => self.refused(format!("by a peer: {refusal}")),
             Event::Rejected { reason, .. } => self.refused(reason),
-            Event::Finished { outcome } => self.report.outcome = Some(outcome),
-            Event::Started { .. } => self.report.outcome = None,
             Event::Outer(summary) => match summary.verdict {
                 Verdict::Committed => self.report.outer_committed += 1,
                 Verdict::Restored => self.report.outer_restored += 1,
@@ -185,6 +207,11 @@ impl Reading {
             Event::Excluded { peer, stage, .. } => {
                 self.refused(format!("peer {peer} of stage {stage} did not answer in an outer step"));
             }
+            // What several nodes tell, each for itself.
+            Event::Removed { .. }
+            | Event::PeerLost { .. }
+            | Event::Started { .. }
+            | Event::Finished { .. } => {}
             Event::Waiting { .. }
             | Event::Seated { .. }
             | Event::Suspected { .. }
@@ -221,10 +248,16 @@ impl Reading {
         *self.report.refusals.entry(reason).or_default() += 1;
     }
 
+    /// Sums up. Of what several nodes tell, the word of the coordinator counts, if the log has one.
     fn finish(self) -> LogReport {
+        let coordinator = self.nodes.values().find(|node| node.coordinates > 0);
+        let tellers = || self.nodes.values().filter(|node| coordinator.is_none_or(|c| ptr::eq(c, *node)));
         LogReport {
             nodes: self.nodes.len(),
-            seconds: Span(self.micros).as_secs_f64(),
+            seconds: Span(self.nodes.values().map(|node| node.micros).max().unwrap_or(0)).as_secs_f64(),
+            lost_peers: tellers().flat_map(|node| node.lost.iter().cloned()).collect(),
+            removed_peers: tellers().flat_map(|node| node.removed.iter().cloned()).collect(),
+            outcome: tellers().max_by_key(|node| node.micros).and_then(|node| node.outcome.clone()),
             steps: self.losses.len() as u64,
             first_loss: self.losses.values().next().copied(),
             last_loss: self.losses.values().next_back().copied(),
@@ -340,7 +373,7 @@ mod tests {
     use super::*;
     use trestle_node::event_log::line;
     use trestle_protocol::ids::{InnerStep, PeerId, ReplicaId, StageId};
-    use trestle_protocol::message::Refusal;
+    use trestle_protocol::message::{Refusal, Removal};
     use trestle_protocol::time::Time;
 
     fn step(number: u64, loss: f64) -> Event {
@@ -419,6 +452,34 @@ mod tests {
         let report = report(&lines).unwrap();
         assert_eq!((report.steps, report.seconds), (2, 4.0));
         assert!(report.to_string().contains("outcome      none"), "{report}");
+    }
+
+    #[test]
+    fn of_a_whole_swarm_the_coordinator_s_word_counts() {
+        let (gone, stage) = (PeerId([7; 32]), StageId(1));
+        let place = Place { stage, replica: ReplicaId(0) };
+        let lost = Event::PeerLost { peer: gone, stage: Some(stage), reason: "gone".into() };
+        let removed = Event::Removed { peer: gone, place, why: Removal::Left, lost: 3 };
+        let told = [
+            (0, "coordinator", Event::Started { step: InnerStep(0) }),
+            (2, "coordinator", lost.clone()),
+            (3, "coordinator", removed.clone()),
+            (3, "worker", lost),
+            (4, "gone", removed),
+            (4, "gone", Event::Finished { outcome: Outcome::Left }),
+            (5, "coordinator", Event::Finished { outcome: Outcome::Done }),
+            // A node that was started again counts from 0 again, and the others on.
+            (1, "worker", Event::Finished { outcome: Outcome::Failed { reason: "late".into() } }),
+        ];
+        let lines = |of: &dyn Fn(&str) -> bool| {
+            let told = told.iter().filter(|(_, peer, _)| of(peer));
+            told.map(|(at, peer, event)| line(Time(at * 1_000_000), peer, event)).collect::<Vec<_>>()
+        };
+        let of_all = report(&lines(&|_| true)).unwrap();
+        assert_eq!((of_all.nodes, of_all.seconds, of_all.outcome), (3, 5.0, Some(Outcome::Done)));
+        assert_eq!((of_all.lost_peers.len(), of_all.removed_peers.len()), (1, 1));
+        let of_one = report(&lines(&|peer| peer == "gone")).unwrap();
+        assert_eq!((of_one.removed_peers.len(), of_one.outcome), (1, Some(Outcome::Left)), "its own word");
     }
 
     #[test]
