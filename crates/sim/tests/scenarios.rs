@@ -52,6 +52,7 @@ scenarios! {
     churn_partition
     churn_real
     churn_reorder
+    churn_scripted
     churn_slow
     crash_and_resume
     dead_worker
