@@ -208,6 +208,7 @@ pub(crate) struct JoinArgs {
 #[command(after_help = "\
 Examples:
   trestle simulate sim/scenarios/*.txt --seed 7
+  trestle simulate sim/scenarios/churn_kill.txt --events kill.jsonl && trestle inspect kill.jsonl
   trestle simulate runs/100b.toml --fleet fleets/orion.toml --replicas 3 --for 48h
   trestle simulate runs/8b.toml --fleet my-fleet.toml --tokens 1B --seeds 5 --picture run.svg")]
 pub(crate) struct SimulateArgs {
@@ -219,6 +220,9 @@ pub(crate) struct SimulateArgs {
     /// The seed of every draw [default: the scenario's; 1 for a fleet]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Write the event log of the scenario or the run, of which there must be one, to this new file: NAME.jsonl.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
     /// Print the outcome as a line of JSON.
     #[arg(long)]
     pub(crate) json: bool,

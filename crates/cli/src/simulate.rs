@@ -2,13 +2,16 @@
 //!
 //! Owns the printing. May not know what a scenario says.
 
+mod events;
 mod fleet;
 
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
 use trestle_sim::scenario::expectation::Verdict;
-use trestle_sim::{Report, ScenarioError, run_scenario};
+use trestle_sim::{Report, ScenarioError, run_scenario, run_scenario_logged};
 
 use crate::args::SimulateArgs;
 use crate::failure::Failure;
@@ -16,15 +19,20 @@ use crate::failure::Failure;
 /// Runs the command. All scenarios run, whatever becomes of the first.
 ///
 /// # Errors
-/// A scenario that cannot be read or run, at once; or in the end, that an expectation was missed.
+/// A scenario that cannot be read or run, or a file for the event log that cannot be written, at once; or in the end, that an
+/// expectation was missed.
 pub(crate) fn simulate(args: &SimulateArgs) -> Result<(), Failure> {
+    if args.events.is_some() && args.scenarios.len() > 1 {
+        let error = format!("--events takes the log of one scenario, not of {}", args.scenarios.len());
+        return Err(Failure::misused(error).hint("simulate them one by one, each with a file of its own"));
+    }
     if let Some(file) = &args.fleet.file {
         return fleet::simulate(args, file);
     }
     let mut missed = Vec::new();
     for path in &args.scenarios {
         let name = path.display().to_string();
-        let report = run(path, args.seed)?;
+        let report = run(path, args.seed, args.events.as_deref())?;
         if args.json {
             println!("{}", line(&name, &report));
         } else {
@@ -45,12 +53,16 @@ pub(crate) fn simulate(args: &SimulateArgs) -> Result<(), Failure> {
     }
 }
 
-fn run(path: &Path, seed: Option<u64>) -> Result<Report, Failure> {
+fn run(path: &Path, seed: Option<u64>, events: Option<&Path>) -> Result<Report, Failure> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = fs::read_to_string(path).map_err(|error| {
         Failure::misused(format!("cannot read {name}: {error}")).hint("scenarios are in sim/scenarios")
     })?;
-    run_scenario(&text, seed).map_err(|error| {
+    let report = match events {
+        Some(file) => logged(&text, seed, file)?,
+        None => run_scenario(&text, seed),
+    };
+    report.map_err(|error| {
         let said = format!("{name}: {error}");
         let failure = match &error {
             ScenarioError::Parse(_) => Failure::misused(said),
@@ -61,6 +73,18 @@ fn run(path: &Path, seed: Option<u64>) -> Result<Report, Failure> {
             None => failure,
         }
     })
+}
+
+/// Runs a scenario and writes its event log, as it comes, to a new file. A file without events is not left behind.
+fn logged(text: &str, seed: Option<u64>, path: &Path) -> Result<Result<Report, ScenarioError>, Failure> {
+    let mut log = events::create(path)?;
+    let report = run_scenario_logged(text, seed, &mut log);
+    log.flush().map_err(|error| events::unwritable(path, &error))?;
+    if report.is_err() && log.get_ref().metadata().is_ok_and(|file| file.len() == 0) {
+        // The error of the scenario is what matters; an empty file beside it does no harm.
+        drop(fs::remove_file(path));
+    }
+    Ok(report)
 }
 
 fn line(name: &str, report: &Report) -> serde_json::Value {

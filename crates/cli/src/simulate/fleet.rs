@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::output::{Format, print};
 use crate::picture;
 use crate::plan::{time, unplaceable};
+use crate::simulate::events;
 use crate::units::{count, percent};
 
 /// What came of one seed.
@@ -87,11 +88,18 @@ pub(super) fn simulate(args: &SimulateArgs, fleet_file: &Path) -> Result<(), Fai
         spec.training.steps = ((tokens / spec.step_tokens() as f64).ceil() as u64).max(1);
         spec.training.warmup_steps = spec.training.warmup_steps.min(spec.training.steps);
     }
+    if args.events.is_some() && args.fleet.seeds > 1 {
+        let error = format!("--events takes the log of one seed, not of {}", args.fleet.seeds);
+        return Err(Failure::misused(error).hint("leave --seeds out, or play them one by one"));
+    }
     let first = args.seed.unwrap_or(1);
     let mut played = Vec::new();
     let mut shown: Option<FleetOutcome> = None;
     for seed in first..first.saturating_add(args.fleet.seeds) {
-        let mut log: Box<dyn Write> = Box::new(sink());
+        let mut log: Box<dyn Write> = match &args.events {
+            Some(file) => Box::new(events::create(file)?),
+            None => Box::new(sink()),
+        };
         let ask = Ask { seed, until: args.fleet.until };
         let outcome = run_fleet(&spec, &fleet, ask, &mut log).map_err(|error| match error {
             FleetRunError::Unplaceable(error) => {
@@ -100,6 +108,9 @@ pub(super) fn simulate(args: &SimulateArgs, fleet_file: &Path) -> Result<(), Fai
             }
             FleetRunError::Swarm(_) => Failure::failed(error),
         })?;
+        if let Some(file) = &args.events {
+            log.flush().map_err(|error| events::unwritable(file, &error))?;
+        }
         played.push(Played::of(seed, &outcome));
         shown.get_or_insert(outcome);
     }
