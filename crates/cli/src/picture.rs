@@ -55,16 +55,27 @@ pub(crate) struct Rows {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
+/// Refuses a file that no picture can be drawn to, before anything is worked out for it.
+///
+/// # Errors
+/// The file is no `.svg`.
+pub(crate) fn check(file: Option<&Path>) -> Result<(), Failure> {
+    match file {
+        Some(file) if file.extension().is_none_or(|extension| extension != "svg") => {
+            let error = format!("picture `{}` is no .svg", file.display());
+            Err(Failure::misused(error).hint("pictures are drawn as SVG: --picture run.svg"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Draws panels, one below the other, to a file that must end in `.svg`.
 ///
 /// # Errors
 /// The file is no `.svg`, or cannot be written.
 pub(crate) fn draw(file: &Path, panels: &[Panel]) -> Result<(), Failure> {
+    check(Some(file))?;
     let name = file.display();
-    if file.extension().is_none_or(|extension| extension != "svg") {
-        let error = format!("picture `{name}` is no .svg");
-        return Err(Failure::misused(error).hint("pictures are drawn as SVG: --picture run.svg"));
-    }
     let mut text = String::new();
     let height = PANEL_HEIGHT * panels.len() as u32;
     let drawn = {

@@ -42,6 +42,7 @@ struct Report {
 /// A run file or a fleet file that is refused, or a run that the fleet cannot hold.
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let format = if args.json { Format::Json } else { Format::Words };
+    picture::check(args.picture.as_deref())?;
     if args.sweep.is_empty() {
         let report = Report::of(args, &[])?;
         if let Some(file) = &args.picture {

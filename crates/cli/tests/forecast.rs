@@ -60,6 +60,47 @@ fn the_published_run_is_forecast_within_a_twentieth() {
     near("utilisation at H = 100", pace(&of("100")["forecast"]["pace"], "utilisation"), 0.978);
 }
 
+/// Each gain of this system over the published one, switched off by itself (docs/plan.md, "This system on that fleet").
+#[test]
+fn this_system_gains_by_each_of_its_parts_on_the_published_fleet() {
+    let ours = [
+        "--replicas",
+        "3",
+        "--set",
+        "fleet.exchange=butterfly",
+        "--set",
+        "sync.codec=sparseloco",
+        "--set",
+        "sync.inner_steps=2",
+        "--set",
+        "optimizer.kind=adamw",
+        "--set",
+        "pipeline.microbatches_per_step=32",
+        "--set",
+        "pipeline.in_flight_max=48",
+    ];
+    let product = |off: &str| {
+        let more = if off.is_empty() { Vec::new() } else { vec!["--set", off] };
+        let forecast = plan("runs/100b.toml", "fleets/orion.toml", &[&ours, &more[..]].concat());
+        forecast["product"].as_f64().expect("a part")
+    };
+    let whole = product("");
+    assert!((whole / 0.352 - 1.0).abs() < 0.02, "docs/plan.md says 35.2 %: {whole}");
+    let calm = product("fleet.failures_per_hour=0");
+    assert!((calm / 0.439 - 1.0).abs() < 0.02, "docs/plan.md says 43.9 %: {calm}");
+    for (off, least) in [
+        ("sync.codec=bf16", 0.3),
+        ("sync.delay=0", 0.01),
+        ("fleet.routing=chance", 0.1),
+        ("pipeline.schedule=flush", 0.2),
+        ("pipeline.in_flight_max=20", 0.1),
+        ("sync.inner_steps=10", 0.05),
+    ] {
+        let without = product(off);
+        assert!(without < whole * (1.0 - least), "{off}: {without}, with it {whole}");
+    }
+}
+
 #[test]
 fn a_mixed_fleet_s_plan_fits_everyone_s_memory_and_uses_everyone_s_speed() {
     let set = ["--replicas", "2", "--set", "pipeline.retain=input"];

@@ -88,6 +88,7 @@ pub(super) fn simulate(args: &SimulateArgs, fleet_file: &Path) -> Result<(), Fai
         spec.training.steps = ((tokens / spec.step_tokens() as f64).ceil() as u64).max(1);
         spec.training.warmup_steps = spec.training.warmup_steps.min(spec.training.steps);
     }
+    picture::check(args.fleet.picture.as_deref())?;
     if args.events.is_some() && args.fleet.seeds > 1 {
         let error = format!("--events takes the log of one seed, not of {}", args.fleet.seeds);
         return Err(Failure::misused(error).hint("leave --seeds out, or play them one by one"));
