@@ -19,7 +19,7 @@ SET = {
     "pipeline.microbatches_per_step": "16",
     "pipeline.in_flight_max": "12",
     "optimizer.kind": "adamw",
-    "sync.inner_steps": "10",
+    "sync.inner_steps": "50",
     "sync.codec": "sparseloco",
 }
 
