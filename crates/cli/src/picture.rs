@@ -53,6 +53,8 @@ pub(crate) struct Rows {
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Axis = plotters::coord::types::RangedCoordf64;
+type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// Refuses a file that no picture can be drawn to, before anything is worked out for it.
@@ -113,21 +115,23 @@ impl Curves {
         first..if last > first { last } else { first + 1.0 }
     }
 
-    fn lines(&self, area: &Area<'_>) -> Drawn {
-        let most = self.curves.iter().flat_map(|(_, values)| values).copied().fold(0.0, f64::max);
-        let most = if most > 0.0 { most * 1.1 } else { 1.0 };
+    /// Draws the axes, the upright one from 0 up to a value.
+    fn plane<'a>(&self, area: &Area<'a>, most: f64) -> Result<Chart<'a>, Box<dyn std::error::Error>> {
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, ("sans-serif", 18))
             .margin(10)
             .x_label_area_size(36)
             .y_label_area_size(72)
             .build_cartesian_2d(self.x_range(), 0.0..most)?;
-        chart
-            .configure_mesh()
-            .x_desc(&self.x_name)
-            .y_desc(&self.y_name)
-            .light_line_style(TRANSPARENT)
-            .draw()?;
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(&self.x_name).y_desc(&self.y_name).light_line_style(TRANSPARENT).draw()?;
+        Ok(chart)
+    }
+
+    fn lines(&self, area: &Area<'_>) -> Drawn {
+        let most = self.curves.iter().flat_map(|(_, values)| values).copied().fold(0.0, f64::max);
+        let most = if most > 0.0 { most * 1.1 } else { 1.0 };
+        let mut chart = self.plane(area, most)?;
         for (number, (name, values)) in self.curves.iter().enumerate() {
             let points = self.x.iter().copied().zip(values.iter().copied());
             let line = LineSeries::new(points, colour(number).stroke_width(2));
@@ -139,18 +143,7 @@ impl Curves {
     }
 
     fn parts(&self, area: &Area<'_>) -> Drawn {
-        let mut chart = ChartBuilder::on(area)
-            .caption(&self.title, ("sans-serif", 18))
-            .margin(10)
-            .x_label_area_size(36)
-            .y_label_area_size(72)
-            .build_cartesian_2d(self.x_range(), 0.0..1.0)?;
-        chart
-            .configure_mesh()
-            .x_desc(&self.x_name)
-            .y_desc(&self.y_name)
-            .light_line_style(TRANSPARENT)
-            .draw()?;
+        let mut chart = self.plane(area, 1.0)?;
         // From the top down, so that each covers the feet of the one above it.
         let mut until = vec![0.0; self.x.len()];
         let mut layers = Vec::new();
@@ -212,10 +205,8 @@ impl Rows {
     }
 }
 
-type Plane = plotters::coord::types::RangedCoordf64;
-
 fn legend<'a, Backend: DrawingBackend + 'a>(
-    chart: &mut ChartContext<'a, Backend, Cartesian2d<Plane, Plane>>,
+    chart: &mut ChartContext<'a, Backend, Cartesian2d<Axis, Axis>>,
 ) -> Drawn
 where
     Backend::ErrorType: 'static,

@@ -17,6 +17,9 @@ const SHIFT: f64 = 0.618_034;
 /// The first line of a trace.
 const HEADER: &str = "seconds,peer,event";
 
+/// Seconds that a trace records at least: a run repeats it, and may be long.
+const LENGTH_MIN: f64 = 60.0;
+
 /// Lines of a trace at most.
 const LINES_MAX: usize = 1_000_000;
 
@@ -51,8 +54,6 @@ pub type Outage = (f64, f64);
 /// When some peers were away, as recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trace {
-    /// Where it is from.
-    pub file: String,
     /// How long was recorded, in seconds.
     pub length: f64,
     /// The outages of each peer, in order.
@@ -86,11 +87,6 @@ impl Availability {
     pub fn follow(&mut self, trace: Trace) {
         (self.failures_per_hour, self.replaced_after) = trace.rate();
         self.trace = Some(trace);
-    }
-
-    /// Returns the part of the time that one peer is there, at the times of day at which it may be.
-    pub fn there(&self, failures_per_hour: f64, away: f64) -> f64 {
-        1.0 / (1.0 + failures_per_hour / HOUR * away)
     }
 
     /// Lists the outages of a peer of the group, counted from 0, from the start at midnight until some seconds later, in order and
@@ -176,7 +172,7 @@ impl Trace {
     ///
     /// # Errors
     /// The first line that is wrong, and what of it.
-    pub fn parse(file: &str, text: &str) -> Result<Self, TraceError> {
+    pub fn parse(text: &str) -> Result<Self, TraceError> {
         let refuse = |line: usize, what: String| TraceError { line, what };
         let mut lines =
             (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
@@ -188,7 +184,7 @@ impl Trace {
             }
         }
         let (mut gone, mut outages, mut last) = (BTreeMap::new(), BTreeMap::<usize, Vec<Outage>>::new(), 0.0);
-        let mut ended = None;
+        let (mut ended, mut last_line) = (None, 1);
         for (number, line) in lines {
             let words: Vec<&str> = line.split(',').map(str::trim).collect();
             let &[seconds, peer, event] = words.as_slice() else {
@@ -204,7 +200,7 @@ impl Trace {
                     format!("\"{line}\" comes after the end, or after {LINES_MAX} lines"),
                 ));
             }
-            last = at;
+            (last, last_line) = (at, number);
             if event == "end" {
                 ended = Some(at);
                 continue;
@@ -232,13 +228,16 @@ impl Trace {
         for (peer, since) in gone {
             outages.entry(peer).or_default().push((since, length));
         }
-        if length <= 0.0 {
-            return Err(refuse(1, "nothing is recorded: the last time is 0".into()));
+        if length < LENGTH_MIN {
+            return Err(refuse(
+                last_line,
+                format!("{length} seconds are recorded, expected at least {LENGTH_MIN}"),
+            ));
         }
         let count = outages.keys().last().map_or(1, |last| last + 1);
         let mut peers = vec![Vec::new(); count];
         outages.into_iter().for_each(|(peer, of)| peers[peer] = of);
-        Ok(Self { file: file.into(), length, peers })
+        Ok(Self { length, peers })
     }
 
     /// Returns the failures of a peer in an hour of its being there, and the mean seconds that it was away.
@@ -255,7 +254,7 @@ impl Trace {
     fn repeated(&self, seed: u64, peer: usize, until: f64) -> Vec<Outage> {
         let lines = self.peers.len();
         let line = &self.peers[peer % lines];
-        let turns = (peer / lines) as f64 + (seed - 1.min(seed)) as f64;
+        let turns = (peer / lines) as f64 + seed.saturating_sub(1) as f64;
         let begins = (turns * SHIFT).fract() * self.length;
         let rounds = ((until + begins) / self.length).ceil() as usize;
         let moved = |round: usize| {
@@ -285,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_trace_is_read_and_repeats_later_for_others() {
-        let trace = Trace::parse("t.csv", TRACE).expect("it is whole");
+        let trace = Trace::parse(TRACE).expect("it is whole");
         assert_eq!((trace.length, &trace.peers), (100.0, &vec![vec![(50.0, 100.0)], vec![(10.0, 40.0)]]));
         let mut peers = Availability::rate(0.0, 0.0);
         peers.follow(trace);
@@ -312,9 +311,10 @@ mod tests {
             ("seconds,peer,event\n5,0,back\n", "line 2: peer 0 is `back`, and was before"),
             ("seconds,peer,event\n5,0,left\n", "line 2: `event` is \"left\", expected gone, back or end"),
             ("seconds,peer,event\n5,,end\n6,0,gone\n", "line 3: \"6,0,gone\" comes after the end"),
-            ("seconds,peer,event\n", "line 1: nothing is recorded"),
+            ("seconds,peer,event\n", "line 1: 0 seconds are recorded, expected at least 60"),
+            ("seconds,peer,event\n1,0,gone\n\n2,0,back\n", "line 4: 2 seconds are recorded"),
         ] {
-            let error = Trace::parse("t.csv", text).expect_err(said).to_string();
+            let error = Trace::parse(text).expect_err(said).to_string();
             assert!(error.starts_with(said), "{error}");
         }
     }

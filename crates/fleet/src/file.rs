@@ -427,7 +427,7 @@ impl Reader<'_> {
             let text = (self.read)(path).map_err(|error| {
                 self.refuse(at, format!("`trace` \"{path}\" cannot be read: {error}"), hint)
             })?;
-            let trace = Trace::parse(path, &text)
+            let trace = Trace::parse(&text)
                 .map_err(|error| self.refuse(at, format!("`trace` \"{path}\", {error}"), hint))?;
             availability.follow(trace);
         }

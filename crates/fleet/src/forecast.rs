@@ -328,7 +328,7 @@ impl Scene<'_> {
                 left_of(groups.iter().map(|group| {
                     let away = self.away(stage, *group, stall);
                     let is_on = of(*group).online.is_none_or(|online| online.is_on(time));
-                    let there = if is_on { of(*group).there(rate(*group), away) } else { 0.0 };
+                    let there = if is_on { 1.0 / (1.0 + rate(*group) / HOUR * away) } else { 0.0 };
                     (1.0 / self.spans(stage, *group, None).microbatch(), there)
                 }))
             };

@@ -24,8 +24,6 @@ pub struct Slice {
     pub sync: f64,
     /// Those spent on results that were thrown away.
     pub lost: f64,
-    /// Peers that took a place.
-    pub seated: u32,
 }
 
 /// What came of a run over time.
@@ -63,8 +61,6 @@ impl Course {
     pub fn take(&mut self, at: Time, event: &Event) {
         if let Event::Step(summary) = event {
             self.stepped(at, summary);
-        } else if matches!(event, Event::Seated { .. }) {
-            self.slice(at).seated += 1;
         }
     }
 
@@ -124,7 +120,6 @@ impl Slice {
             compute: self.compute + other.compute,
             sync: self.sync + other.sync,
             lost: self.lost + other.lost,
-            seated: self.seated + other.seated,
         }
     }
 
@@ -135,7 +130,6 @@ impl Slice {
             compute: self.compute * part,
             sync: self.sync * part,
             lost: self.lost * part,
-            seated: self.seated,
         }
     }
 }

@@ -36,7 +36,7 @@ const BESIDE_RATE: f64 = 2e9;
 /// Bytes a second of a disk: a solid-state disk's writes, as rented machines have it.
 const DISK_RATE: f64 = 1e9;
 
-/// What a stage's pseudo-gradient is brought down to, and has at least, since it tells what it consists of. A state is brought down
+/// What a stage's pseudo-gradient is brought down to, or less, and has at least, since it tells what it consists of. A state is brought down
 /// as its weights are.
 const CONTRIBUTION: u64 = 512 * 1024;
 const CONTRIBUTION_MIN: u64 = 64 * 1024;
@@ -284,7 +284,8 @@ impl Scale {
     fn of(spec: &RunSpec, works: &[StageWork]) -> Self {
         let largest = |of: &dyn Fn(&StageWork) -> f64| works.iter().map(of).fold(0.0, f64::max);
         let true_bytes = largest(&|work| contribution_bytes(&spec.sync, work.parameters));
-        let contribution = (true_bytes as u64).clamp(CONTRIBUTION_MIN, CONTRIBUTION);
+        let times = (true_bytes / CONTRIBUTION as f64).ceil().max(1.0);
+        let contribution = ((true_bytes / times) as u64).max(CONTRIBUTION_MIN);
         let parameters = largest(&|work| work.parameters as f64);
         let scale = (4.0 * parameters / contribution as f64).max(1.0);
         let moments = |work: &StageWork| work.memory.moments as f64;
@@ -300,10 +301,7 @@ impl Scale {
                 state: Some(chunks(largest(&agreed))),
             },
         };
-        let weights = Weights {
-            contribution: ((true_bytes / contribution as f64).round() as u64).max(1),
-            state: scale.round() as u64,
-        };
+        let weights = Weights { contribution: times as u64, state: scale.round() as u64 };
         Self { sizes, weights, scale }
     }
 

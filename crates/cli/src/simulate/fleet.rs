@@ -96,13 +96,18 @@ pub(super) fn simulate(args: &SimulateArgs, fleet_file: &Path) -> Result<(), Fai
     let first = args.seed.unwrap_or(1);
     let mut played = Vec::new();
     let mut shown: Option<FleetOutcome> = None;
-    for seed in first..first.saturating_add(args.fleet.seeds) {
+    for seed in (0..args.fleet.seeds).map(|number| first.wrapping_add(number)) {
         let mut log: Box<dyn Write> = match &args.events {
             Some(file) => Box::new(events::create(file)?),
             None => Box::new(sink()),
         };
         let ask = Ask { seed, until: args.fleet.until };
-        let outcome = run_fleet(&spec, &fleet, ask, &mut log).map_err(|error| match error {
+        let played_out = run_fleet(&spec, &fleet, ask, &mut log);
+        if let (Err(FleetRunError::Unplaceable(_)), Some(file)) = (&played_out, &args.events) {
+            // Nothing was played: an empty log would only be in the way.
+            drop(std::fs::remove_file(file));
+        }
+        let outcome = played_out.map_err(|error| match error {
             FleetRunError::Unplaceable(error) => {
                 let other = better_layers(&spec, &fleet, None).map(|(layers, _)| layers);
                 unplaceable(&error, &fleet_file.display().to_string(), &spec.name, other)

@@ -134,3 +134,43 @@ fn a_stop_lets_the_begun_step_end() {
     assert_eq!(trained, (0..4).map(MicrobatchId::train).collect::<Vec<_>>());
     assert_eq!((leases.settled().watermark(), leases.is_empty()), (4, true));
 }
+
+/// What is kept beside the leases must be what a look at all of them would find, whatever is done to them.
+#[test]
+fn what_is_looked_up_is_what_is_out() {
+    let peers = [PEER, OTHER, PeerId([3; 32])];
+    let mut state = 1_u64;
+    let mut draw = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for _ in 0..50 {
+        let mut leases = leases(3);
+        for now in 0..60 {
+            let now = Time(now * 20_000_000);
+            let peer = peers[draw(3) as usize];
+            let out: Vec<MicrobatchId> = leases.out.leases.keys().copied().collect();
+            let one = out.get(draw(out.len().max(1) as u64) as usize).copied();
+            match (draw(6), one) {
+                (0, _) => drop(leases.take(now, 2, |_| Some(peer))),
+                (1, Some(one)) => leases.settle(now, one).expect("it is out"),
+                (2, Some(one)) => drop(leases.move_to(now, one, peer)),
+                (3, _) => drop(leases.expire(now, |_, _| Some(peer))),
+                (4, _) => leases.postpone(now),
+                (_, _) => drop(leases.lost(now, peer, |_| Some(OTHER))),
+            }
+            let all = &leases.out.leases;
+            assert_eq!(leases.deadline(), all.values().map(|lease| lease.expires).min());
+            assert_eq!(leases.holders(), all.values().map(|lease| lease.to).collect());
+            let held = |peer| all.values().filter(|lease| lease.to == peer).count();
+            assert!(leases.out.held.iter().all(|(peer, count)| *count == held(*peer)));
+            let expired: Vec<MicrobatchId> = leases.out.expired(now).into_iter().collect();
+            let due = all.iter().filter(|(_, lease)| lease.expires <= now).map(|(m, _)| *m);
+            assert_eq!(expired, due.collect::<Vec<_>>());
+            let first = |split| all.keys().find(|m| m.split == split).map(|m| m.index);
+            for split in [Split::HeldOut, Split::Train] {
+                assert_eq!(leases.out.first(split), first(split));
+            }
+        }
+    }
+}
