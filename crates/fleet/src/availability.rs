@@ -345,6 +345,11 @@ mod tests {
         assert_eq!(hours(peers.outages(1, 0, 40.0 * HOUR)), [(8.0, 20.0), (32.0, 44.0)]);
         peers.online = Online::read("08:00-20:30");
         assert_eq!(hours(peers.outages(1, 0, 24.0 * HOUR)), [(0.0, 8.0), (20.5, 32.0)]);
+        let trace = "seconds,peer,event\n25200,0,gone\n32400,0,back\n86400,,end\n";
+        let mut both = peers.clone();
+        both.follow(Trace::parse(trace).expect("it is whole"));
+        let apart = hours(both.outages(1, 0, 24.0 * HOUR));
+        assert_eq!(apart, [(0.0, 9.0), (20.5, 32.0)], "what overlaps is one outage");
         let day = parts_of_day([&peers].into_iter());
         assert_eq!(day.iter().map(|(part, _)| part * 24.0).collect::<Vec<_>>(), [8.0, 12.5, 3.5]);
         for wrong in ["8-20", "08:00", "25:00-08:00", "08:00-08:00", "08:61-09:00", "24:01-03:00"] {
