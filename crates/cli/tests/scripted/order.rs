@@ -28,7 +28,8 @@ use crate::deeds::{Deed, named};
 ///
 /// - Times and durations, losses (they depend on which replica had trained what when it fell), digests.
 /// - At which step the loss of a peer is noticed, by which sign first (a connection that breaks, a beat that stays away), a
-///   suspicion or a removal that is taken back because the peer lives and comes again, how much was lost and is done again, reroutings, expired leases, duplicates.
+///   suspicion or a removal that is taken back because the peer lives and comes again, how much was lost and is done
+///   again, reroutings, expired leases, duplicates.
 /// - When a newcomer has started and gets its place, and how long one that leaves has still work in hand; and with that who
 ///   contributes what to an outer step, how many tries that takes, and the number of plans.
 /// - The interleaving of peers and of stages: what workers tell, leases, and how far the report of a step lags behind the
