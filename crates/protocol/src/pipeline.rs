@@ -376,6 +376,8 @@ impl Pipeline {
     pub fn drain(&mut self, border: InnerStep) {
         self.drain = Some(border);
         if self.version == border.0 && !self.agenda.saves_at(border) {
+            // What is saved is what all replicas have agreed on there.
+            self.agreement.go_over_at(border);
             self.save_due = Some(border);
         }
     }

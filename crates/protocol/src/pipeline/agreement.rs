@@ -51,6 +51,13 @@ impl Agreement {
         }
     }
 
+    /// Waits at a border for what is agreed on there, in place of training on meanwhile.
+    pub(super) fn go_over_at(&mut self, border: InnerStep) {
+        if let Exchange::Open { cutover, .. } | Exchange::Committed { cutover, .. } = &mut self.exchange {
+            *cutover = border.0.min(*cutover);
+        }
+    }
+
     pub(super) fn has_gradients(&self) -> bool {
         self.gradients_agreed
     }

@@ -221,3 +221,27 @@ fn go_on(pipeline: &mut Pipeline) -> Option<Option<MicrobatchId>> {
     }
     Some(None)
 }
+
+/// Else it would save what it had before the commit, and the others what they have behind it.
+#[test]
+fn a_queue_that_trains_on_behind_the_border_of_a_stop_saves_what_is_agreed_there() {
+    let mut pipeline = queue(|spec| {
+        spec.pipeline.replicas = 2;
+        spec.sync = SyncSpec { delay: 1, ..SyncSpec::mean(2) };
+        spec.training.steps = 6;
+        (spec.evaluation.every, spec.checkpoint.every) = (0, 0);
+    });
+    pipeline.reached(settled(16));
+    assert_eq!([step(&mut pipeline, 0), step(&mut pipeline, 1)], [0, 0]);
+    let outer = OuterStep(0);
+    assert_eq!(pipeline.start(), Some(Task::Snapshot { outer, microbatches: 0 }));
+    pipeline.snapshotted();
+    assert!(!pipeline.awaits_agreement(), "it may train on for a step");
+    pipeline.drain(InnerStep(2));
+    assert!(pipeline.awaits_agreement());
+    assert_eq!(pipeline.start(), None);
+    pipeline.committed();
+    assert_eq!(pipeline.start(), Some(Task::Adopt { outer }));
+    pipeline.adopted();
+    assert_eq!(pipeline.start(), Some(Task::Save { border: InnerStep(2) }));
+}
