@@ -9,7 +9,7 @@ use trestle_protocol::ids::PeerId;
 use trestle_protocol::message::{Message, Removal, Start, Wait};
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::{Action, Input};
-use trestle_protocol::sync::state::StateSay;
+use trestle_protocol::sync::state::{StatePart, StateSay};
 use trestle_protocol::time::{Span, Time};
 
 /// Where a worker stands; each is said when it begins.
@@ -66,7 +66,7 @@ pub(crate) struct Observer {
     last: Option<Standing>,
     replicas: usize,
     /// The size of the first offer of each part, and who offers.
-    offers: BTreeMap<trestle_protocol::sync::state::StatePart, u64>,
+    offers: BTreeMap<StatePart, u64>,
     computing: bool,
 }
 
@@ -79,7 +79,9 @@ impl Observer {
     pub(crate) fn hears(&mut self, at: Time, input: &Input) {
         let standing = match input {
             Input::Received { from, message } if *from == self.coordinator => self.told(message),
-            Input::Received { message: Message::State(StateSay::Offer { part, manifest, .. }), .. } => {
+            Input::Received { message: Message::State(StateSay::Offer { part, manifest, .. }), .. }
+                if !matches!(part, StatePart::Result(_)) =>
+            {
                 self.offers.entry(*part).or_insert(manifest.bytes);
                 let bytes = self.offers.values().sum();
                 // Two parts are offered together.
@@ -181,7 +183,6 @@ mod tests {
     };
     use trestle_protocol::plan::{Member, Plan};
     use trestle_protocol::sync::blob::Blob;
-    use trestle_protocol::sync::state::StatePart;
     use trestle_protocol::work::Frontier;
 
     const ME: PeerId = PeerId([1; 32]);
@@ -214,7 +215,7 @@ mod tests {
         let placed = Message::Placed { plan: plan(), start, frontier: Frontier::default() };
         let offer = |part, bytes: usize| {
             let manifest = Blob::new(vec![0; bytes].into()).manifest().clone();
-            Message::State(StateSay::Offer { outer: OuterStep(4), part, manifest })
+            Message::State(StateSay::Offer { outer: OuterStep(4), part, digest: Digest([4; 32]), manifest })
         };
         for input in [
             from(COORDINATOR, waiting(2)),

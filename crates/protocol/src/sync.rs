@@ -6,11 +6,13 @@
 pub mod arbiter;
 pub mod blob;
 pub mod credit;
+pub mod donor;
 mod exchange;
 pub mod fetch;
 pub mod group;
-pub mod handover;
+pub mod intake;
 pub mod member;
+pub mod passed;
 pub mod patience;
 pub mod say;
 pub mod shares;

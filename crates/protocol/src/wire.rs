@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 
 /// The version of messages and handshake; peers of different versions do not talk.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 4;
 
 /// Largest header. A lease of 1,024 microbatches or a plan of 1,000 members with addresses stays below.
 pub const HEADER_BYTES_MAX: usize = 256 * 1024;

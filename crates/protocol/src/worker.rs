@@ -3,6 +3,7 @@
 //! Owns a peer's way from joining to leaving, and back in when it was lost. Knows nothing of who else works, beyond the plan,
 //! and takes no decision about the run as a whole.
 
+mod handover;
 mod identity;
 pub mod links;
 mod placing;
@@ -128,7 +129,7 @@ impl Worker {
             Input::Sync(done) => self.sync_done(now, done, out),
             Input::Rejected { peer, reason } => out.record(Event::Rejected { peer, reason }),
             Input::Faulted { reason } => self.fail(reason, out),
-            Input::Loaded { took, .. } => self.loaded(took, out),
+            Input::Loaded { took, .. } => self.loaded(now, took, out),
             Input::Unfit { reason } => self.unfit(now, reason, out),
             Input::Exported { outer, agreed, own, took } => self.exported(outer, agreed, own, took, out),
             Input::Forwarded { microbatch, output, took } => {
@@ -201,6 +202,7 @@ impl Worker {
 
     fn sync_done(&mut self, now: Time, done: SyncDone, out: &mut Outbox) {
         self.with_seat(|_, seat| seat.sync_done(now, done, out));
+        self.say_ready(out);
     }
 
     /// Goes and comes again when the others have gone on; commit and restore reach the pipeline when the driver has carried
@@ -336,7 +338,7 @@ impl Worker {
                 let reason = format!("coordinator {from} refused: {refusal}");
                 self.finish(Outcome::Failed { reason }, out);
             }
-            Phase::Seated(seat) => seat.refused(now, from, &refusal),
+            Phase::Seated(seat) => seat.refused(now, from, &refusal, out),
             Phase::Joining { .. } | Phase::Over => {}
         }
     }
@@ -364,9 +366,9 @@ impl Worker {
         {
             // The stage has committed meanwhile, and what was fetched is behind it; or this was said twice.
             if !seat.starts_from(start) {
-                seat.start_again(now, &self.who, start, out);
+                seat.start_again(now, start, out);
             }
-            return;
+            return self.say_ready(out);
         }
         let seat = Seat::new(now, &self.who, member, plan, start, frontier, out);
         seat.link(&self.who, &mut self.links, out);
@@ -374,17 +376,16 @@ impl Worker {
         self.say_ready(out);
     }
 
-    fn loaded(&mut self, took: Took, out: &mut Outbox) {
+    fn loaded(&mut self, now: Time, took: Took, out: &mut Outbox) {
         out.record(Event::Computed { task: TaskKind::Load, microbatch: None, took: took.total });
         if let Phase::Seated(seat) = &mut self.phase {
-            seat.loaded();
+            seat.loaded(now, out);
         }
         self.say_ready(out);
     }
 
     fn unfit(&mut self, now: Time, reason: String, out: &mut Outbox) {
-        out.record(Event::Rejected { peer: None, reason });
-        self.with_seat(|who, seat| seat.fetch_again(now, who, out));
+        self.with_seat(|_, seat| seat.fetch_again(now, reason, out));
     }
 
     fn exported(&mut self, outer: OuterStep, agreed: Blob, own: Blob, took: Took, out: &mut Outbox) {

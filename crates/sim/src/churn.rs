@@ -13,6 +13,12 @@ use std::fmt::Write;
 /// Faults of one scenario.
 const FAULTS_MAX: u64 = 6;
 
+/// In scenarios from this number on, newcomers may fetch for longer than an outer step takes.
+pub const LONG_FETCHES: u64 = 1_000_000_000_000;
+
+/// The most that such a state has: every peer of a swarm holds some, in one memory.
+const STATE_KILOBYTES_MAX: u64 = 30_000;
+
 /// Virtual seconds after which a drawn run that makes no progress is stuck: beyond all that the core waits for.
 const SILENCE_SECONDS: u64 = 3_600;
 
@@ -102,6 +108,8 @@ struct Sketch {
     stages: u64,
     replicas: u64,
     steps: u64,
+    /// Inner steps of an outer step.
+    every: u64,
     /// About how long the run takes, in milliseconds.
     lasts_ms: u64,
     /// How many of each stage's disks may still be lost.
@@ -115,7 +123,17 @@ impl Sketch {
         // With two replicas, who stays alone has the only disk.
         let disks_spare = vec![u64::from(replicas > 1); stages as usize];
         let steps = 4 + draws.below(25);
-        Self { number, draws, text: String::new(), stages, replicas, steps, lasts_ms: 0, disks_spare }
+        Self {
+            number,
+            draws,
+            text: String::new(),
+            stages,
+            replicas,
+            steps,
+            every: 1,
+            lasts_ms: 0,
+            disks_spare,
+        }
     }
 
     fn say(&mut self, line: std::fmt::Arguments<'_>) {
@@ -152,6 +170,7 @@ impl Sketch {
             staleness => self.say(format_args!("schedule async staleness={staleness}")),
         }
         let every = 2 + self.below(5);
+        self.every = every;
         let delay = if self.below(2) == 0 { 0 } else { self.below(every) };
         self.say(format_args!("sync every={every} delay={delay} rule=nesterov codec=bf16 contribution=64kB"));
         if self.below(2) == 0 {
@@ -172,6 +191,13 @@ impl Sketch {
     fn world(&mut self) {
         let (latency, bandwidth, jitter) = (1 + self.below(120), 5 + self.below(200), self.below(90));
         self.say(format_args!("link latency={latency}ms bandwidth={bandwidth}Mbit jitter={jitter}%"));
+        if self.number >= LONG_FETCHES {
+            // From a half to six outer steps, from one replica.
+            let outer_ms = self.lasts_ms * self.every / self.steps;
+            let halves = 1 + self.below(12);
+            let kilobytes = (bandwidth * outer_ms * halves / 16).clamp(1, STATE_KILOBYTES_MAX);
+            self.say(format_args!("sync state={kilobytes}kB"));
+        }
         if self.below(3) == 0 {
             let (twice, late, by) = (1 + self.below(20), 1 + self.below(20), 1 + self.below(5_000));
             self.say(format_args!("noise duplicate={twice}% late={late}% by={by}ms"));

@@ -88,9 +88,10 @@ fn simulate(
     match settings.kind {
         Kind::Cost => {
             let boundary = Bytes::from(vec![0; spec.boundary_bytes()]);
-            let contribution = settings.contribution;
+            let mut sizes = Sizes::of(&spec, settings.contribution);
+            sizes.chunks.state = settings.state.map(|_| STATE_CHUNKS);
             let maker = |spec: &RunSpec| -> Box<dyn Compute> {
-                Box::new(CostModel::new(spec, boundary.clone(), Sizes::of(spec, contribution)))
+                Box::new(CostModel::new(spec, boundary.clone(), sizes.clone()))
             };
             run_all(settings, spec, &maker, runnings, log)
         }
@@ -101,6 +102,9 @@ fn simulate(
         }
     }
 }
+
+/// Chunks of either part of a state whose size is given: so many that several replicas send at once.
+const STATE_CHUNKS: u64 = 32;
 
 /// Checks what no single word of a scenario decides: that the sizes make a model, whose messages fit the wire.
 pub(crate) fn check_model(spec: &RunSpec) -> Result<(), ComputeFault> {
@@ -119,6 +123,14 @@ pub(crate) fn check_model(spec: &RunSpec) -> Result<(), ComputeFault> {
     Ok(())
 }
 
+/// Lets the chunks of a state weigh as much as those of one of the size that is asked for.
+fn weights(settings: &Settings, spec: &RunSpec) -> Weights {
+    let Sizes { agreed, own, .. } = Sizes::of(spec, settings.contribution);
+    let largest = agreed.iter().zip(&own).map(|(agreed, own)| agreed + own).max().unwrap_or(1);
+    let state = settings.state.map_or(1, |bytes| (bytes / largest.max(1)).max(1));
+    Weights { state, ..Weights::default() }
+}
+
 fn run_all(
     settings: &Settings,
     spec: RunSpec,
@@ -132,7 +144,7 @@ fn run_all(
         own_links: settings.links_of_peers(),
         spans: settings.stage_spans(&spec),
         own_spans: BTreeMap::new(),
-        weights: Weights::default(),
+        weights: weights(settings, &spec),
         spec,
     };
     let mut swarm = Swarm::new(config, maker, log);

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
-use trestle_sim::churn::{draw, run_drawn};
+use trestle_sim::churn::{LONG_FETCHES, draw, run_drawn};
 use trestle_sim::run_scenario_logged;
 use trestle_sim::scenario::expectation::Verdict;
 
 /// Drawn scenarios in each run of the test.
 const DRAWN: u64 = 300;
+
+/// And of those in which newcomers fetch for long.
+const DRAWN_LONG: u64 = 100;
 
 /// They are drawn below this number.
 const NUMBERS: u64 = 1_000_000_000;
@@ -54,11 +57,19 @@ fn kept(word: &str) -> Vec<u64> {
 
 #[test]
 fn every_drawn_churn_ends_with_all_work_done_once() {
+    check(fresh(), DRAWN);
+}
+
+#[test]
+fn every_drawn_churn_with_long_fetches_ends_with_all_work_done_once() {
+    check(LONG_FETCHES + fresh(), DRAWN_LONG);
+}
+
+fn check(first: u64, count: u64) {
     let open = kept("open churn ");
-    let first = fresh();
-    println!("drawn: {first}..{}", first + DRAWN);
+    println!("drawn: {first}..{}", first + count);
     let (passed_over, tried): (Vec<u64>, Vec<u64>) =
-        (first..first + DRAWN).partition(|number| open.contains(number));
+        (first..first + count).partition(|number| open.contains(number));
     println!("known to fail, and passed over: {passed_over:?}");
     let shardless: Vec<u64> = tried.iter().copied().filter(|number| !run(*number)).collect();
     println!("stood still, for nobody was left with a stage's last checkpoint: {shardless:?}");

@@ -48,6 +48,8 @@ scenarios! {
     churn_join
     churn_kill
     churn_leave
+    churn_long_fetch
+    churn_long_fetch_real
     churn_one_slot
     churn_partition
     churn_real

@@ -65,6 +65,8 @@ fn usual(bytes: u64) -> u64 {
 /// Bytes with their name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blob {
+    /// What its manifest is named by.
+    id: Digest,
     manifest: Manifest,
     bytes: Bytes,
 }
@@ -81,13 +83,18 @@ impl Blob {
         let length = bytes.len() as u64;
         let size = length.div_ceil(count.max(1)).max(1);
         let chunks = bytes.chunks(size as usize).map(Digest::of).collect();
-        Self { manifest: Manifest { bytes: length, chunks }, bytes }
+        Self::checked(Manifest { bytes: length, chunks }, bytes)
     }
 
     /// Puts together what was checked chunk by chunk.
     pub(crate) fn checked(manifest: Manifest, bytes: Bytes) -> Self {
         assert_eq!(manifest.bytes, bytes.len() as u64, "all chunks of the blob are there");
-        Self { manifest, bytes }
+        Self { id: manifest.id(), manifest, bytes }
+    }
+
+    /// Returns the digest that names it.
+    pub fn id(&self) -> Digest {
+        self.id
     }
 
     /// Returns its name and layout.
@@ -122,7 +129,7 @@ mod tests {
         assert_eq!(long.chunk(3), None);
         let mut other = vec![7; 2 * CHUNK_BYTES as usize + 5];
         other[9] = 8;
-        assert_ne!(Blob::new(other.into()).manifest().id(), long.manifest().id());
+        assert_ne!(Blob::new(other.into()).id(), long.id());
         let empty = Blob::new(Bytes::new());
         assert!(empty.manifest().is_consistent() && empty.manifest().chunks.is_empty());
     }

@@ -134,7 +134,7 @@ impl Exchange {
         let want = self.begin.as_ref().map(|begin| begin.reducers.len());
         assert_eq!(Some(shards.len()), want, "the driver encodes as many shards as there are shares");
         for blob in &shards {
-            self.held.insert(blob.manifest().id(), (Part::Contribution, blob.clone()));
+            self.held.insert(blob.id(), (Part::Contribution, blob.clone()));
         }
         self.shards = shards;
     }
@@ -166,6 +166,20 @@ impl Exchange {
     pub(crate) fn result_from(&self, shard: u16) -> Option<ReplicaId> {
         let reducers = self.begin.as_ref()?.reducers.get(usize::from(shard))?;
         reducers.iter().find(|from| self.offer(Part::Result, shard, **from).is_some()).copied()
+    }
+
+    /// Returns the reduced shards of the try, in order, once all are here.
+    pub(crate) fn results(&self, me: ReplicaId) -> Option<Vec<Blob>> {
+        let begin = self.begin.as_ref()?;
+        let of_shard = |(shard, reducers): (u16, &Vec<ReplicaId>)| {
+            let id = if reducers.contains(&me) {
+                self.reductions.get(&shard)?.id()?
+            } else {
+                self.agreed_result(shard, reducers)?.0.id()
+            };
+            self.held.get(&id).map(|(_, blob)| blob.clone())
+        };
+        (0..).zip(&begin.reducers).map(of_shard).collect()
     }
 
     /// Opens a fetch, or adds holders to one that is open.

@@ -65,6 +65,11 @@ impl Fetch {
         }
     }
 
+    /// Returns how long the blob is.
+    pub fn length(&self) -> u64 {
+        self.manifest.bytes
+    }
+
     /// Adds a holder.
     pub fn add_source(&mut self, peer: PeerId) {
         if !self.sources.contains(&peer) {

@@ -5,7 +5,7 @@
 use crate::ids::{PeerId, ReplicaId, StageId};
 use crate::plan::Plan;
 use crate::sync::say::Begin;
-use crate::sync::shares::WHOLE;
+use crate::sync::shares::is_cut;
 use alloc::collections::BTreeMap;
 
 /// The replicas of a stage, in replica order.
@@ -40,13 +40,11 @@ impl Group {
         let known = |replica: &ReplicaId| self.members.contains_key(replica);
         let Begin { contributors, shares, reducers, .. } = begin;
         let weights = contributors.iter().try_fold(0_u64, |sum, (_, weight)| sum.checked_add(*weight));
-        let whole = shares.iter().try_fold(0_u32, |sum, share| sum.checked_add(*share));
         let reduced = |of: &[ReplicaId]| (1..=2).contains(&of.len()) && of.iter().all(known);
         contributors.iter().all(|(replica, weight)| known(replica) && *weight > 0)
             && contributors.is_sorted_by(|(a, _), (b, _)| a < b)
             && weights.is_some_and(|sum| sum > 0)
-            && whole == Some(WHOLE)
-            && (1..=self.shards_max).contains(&shares.len())
+            && is_cut(shares, self.shards_max)
             && shares.len() == reducers.len()
             && reducers.iter().all(|of| reduced(of))
     }

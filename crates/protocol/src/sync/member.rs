@@ -12,6 +12,7 @@ use crate::sync::blob::{Blob, Manifest};
 use crate::sync::exchange::{Exchange, Reduction, Staging, counted};
 use crate::sync::fetch::{CHUNKS_IN_FLIGHT_MAX, Taken};
 use crate::sync::group::Group;
+use crate::sync::passed::Passed;
 use crate::sync::patience::Patience;
 use crate::sync::say::{Begin, Part, Round, Say, bounded};
 use crate::sync::task::{Contribution, SyncDone, SyncTask};
@@ -55,6 +56,8 @@ pub struct Member {
     decision: Option<(OuterStep, Decision)>,
     /// The last commit that this replica follows, with the digest of its weights.
     agreed: Option<(OuterStep, Digest)>,
+    /// What led to it.
+    passed: Option<Passed>,
     /// How long an answer to a message takes: no longer than a chunk.
     answers: Patience,
     /// How long a chunk takes.
@@ -65,7 +68,17 @@ impl Member {
     /// Makes a replica that stands in no exchange.
     pub fn new(me: ReplicaId, coordinator: PeerId, group: Group) -> Self {
         let (answers, chunks) = (Patience::new(ANSWER_WAIT_FIRST), Patience::new(CHUNK_WAIT_FIRST));
-        Self { me, coordinator, group, exchange: None, decision: None, agreed: None, answers, chunks }
+        Self {
+            me,
+            coordinator,
+            group,
+            exchange: None,
+            decision: None,
+            agreed: None,
+            passed: None,
+            answers,
+            chunks,
+        }
     }
 
     /// Hears who takes part from now on.
@@ -76,6 +89,11 @@ impl Member {
     /// Returns the last commit that this replica follows, with the digest of its weights.
     pub fn agreed(&self) -> Option<(OuterStep, Digest)> {
         self.agreed
+    }
+
+    /// Gives what led to the last commit, once.
+    pub fn take_passed(&mut self) -> Option<Passed> {
+        self.passed.take()
     }
 
     /// Says that the replica stands at the border of an outer step, with its snapshot taken of weights that have seen so many
@@ -225,6 +243,9 @@ impl Member {
         };
         if exchange.staging == Staging::Done(digest) && exchange.step >= step {
             self.agreed = Some((outer, digest));
+            let (shares, results) = (exchange.shares().cloned(), exchange.results(self.me));
+            self.passed =
+                shares.zip(results).map(|(shares, results)| Passed { outer, digest, shares, results });
             out.push(Action::Sync(SyncTask::Commit { outer }));
             out.record(Event::Agreed { outer, digest });
             self.decide(outer, Decision::Committed, out);
@@ -304,7 +325,7 @@ impl Member {
                 }
                 match result {
                     Ok(blob) => {
-                        let id = blob.manifest().id();
+                        let id = blob.id();
                         // The mean of a single contribution may be that contribution, which outlives the try.
                         exchange.held.entry(id).or_insert((Part::Result, blob));
                         exchange.reductions.insert(shard, Reduction::Done(id));

@@ -39,6 +39,12 @@ pub fn shares(uplinks: &[u64]) -> Vec<u32> {
     rounded(&weights_at(high))
 }
 
+/// Returns whether these are a cut into so many shards at most, without gap.
+pub fn is_cut(shares: &[u32], shards_max: usize) -> bool {
+    let whole = shares.iter().try_fold(0_u32, |sum, share| sum.checked_add(*share));
+    whole == Some(WHOLE) && (1..=shards_max).contains(&shares.len())
+}
+
 /// Scales weights to whole shares by the borders between them, so that the sum is exact.
 fn rounded(weights: &[f64]) -> Vec<u32> {
     let sum: f64 = weights.iter().sum();

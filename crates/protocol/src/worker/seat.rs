@@ -13,20 +13,17 @@ use crate::port::{Action, Outbox, StoreItem, Took};
 use crate::route::NEVER;
 use crate::sync::blob::Blob;
 use crate::sync::group::Group;
-use crate::sync::handover::{Donor, Intake};
 use crate::sync::member::{Decision, Member};
 use crate::sync::task::{SyncDone, SyncTask};
 use crate::time::{Span, Time};
 use crate::work::{Frontier, Trained};
+use crate::worker::handover::{Handover, Has};
 use crate::worker::identity::Identity;
 use crate::worker::links::Links;
 use crate::worker::placing::step_of;
 use crate::worker::tensors::Traffic;
-use alloc::vec::Vec;
+use alloc::string::String;
 use bytes::Bytes;
-
-/// Longest state that is believed, in multiples of a stage's f32 weights: the weights, and two moments with their heads.
-const STATE_WEIGHTS_MAX: u64 = 6;
 
 /// How far the place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +47,7 @@ pub(crate) struct Seat {
     start: Start,
     /// The plan that gave the place.
     placed_by: PlanNumber,
-    intake: Option<Intake>,
-    donor: Donor,
-    /// The outer step after which the state is that is held or fetched; `None` where it comes from seed or disk.
-    holds: Option<OuterStep>,
+    handover: Handover,
     /// This replica among those of its stage; `None` where there is only one place.
     member: Option<Member>,
     frontier: Frontier,
@@ -109,52 +103,52 @@ impl Seat {
             standing: Standing::Loading,
             start,
             placed_by: traffic.plan().number,
-            intake: None,
-            donor: Donor::default(),
-            holds: None,
+            handover: Handover::new(&who.spec, traffic.place(), who.me),
             member: replica,
             frontier,
             traffic,
             standing_since: None,
             since_step: Tally { began: now, ..Tally::default() },
         };
-        seat.start_again(now, who, start, out);
+        seat.start_again(now, start, out);
         seat
     }
 
-    /// Takes hold of the stage, from where the coordinator says.
-    pub(crate) fn start_again(&mut self, now: Time, who: &Identity, start: Start, out: &mut Outbox) {
+    /// Takes hold of the stage, from where the coordinator says; with the state of other replicas it goes on from what it has of it.
+    pub(crate) fn start_again(&mut self, now: Time, start: Start, out: &mut Outbox) {
         self.start = start;
         match start {
             Start::Fresh | Start::Checkpoint { .. } => {
                 self.standing = Standing::Loading;
-                self.holds = None;
+                self.handover.begin_alone(self.traffic.plan());
                 out.push(Action::Load { place: self.place(), start });
             }
             Start::Replicas { outer, digest } => {
-                self.standing = Standing::Fetching;
-                self.holds = Some(outer);
-                self.donor = Donor::default();
-                let bytes_max = who.spec.stage_bytes(self.place().stage).saturating_mul(STATE_WEIGHTS_MAX);
-                let mut intake = Intake::new(outer, digest, self.donors(who), bytes_max, now);
-                intake.woke(now, out);
-                self.intake = Some(intake);
+                self.handover.aim(now, (outer, digest), self.traffic.plan(), out);
+                self.stand();
             }
         }
+        self.handover.enrol(self.traffic.plan());
+    }
+
+    /// Stands where what is taken from other replicas has come to.
+    fn stand(&mut self) {
+        let Some(has) = self.handover.stands() else { return };
+        self.standing = match (has, self.standing) {
+            (_, Standing::Working) => Standing::Working,
+            (Has::All, Standing::Ready) => Standing::Ready,
+            (Has::All, _) => Standing::Loaded,
+            (Has::Loads, _) => Standing::Loading,
+            (Has::Part, _) => Standing::Fetching,
+        };
     }
 
     /// Fetches the state again, after what came did not fit.
-    pub(crate) fn fetch_again(&mut self, now: Time, who: &Identity, out: &mut Outbox) {
-        if let (Some(intake), Standing::Loading) = (&self.intake, self.standing) {
-            let start = Start::Replicas { outer: intake.outer(), digest: intake.digest() };
-            self.start_again(now, who, start, out);
+    pub(crate) fn fetch_again(&mut self, now: Time, reason: String, out: &mut Outbox) {
+        if self.standing == Standing::Loading {
+            self.handover.start_over(now, reason, self.traffic.plan(), out);
+            self.stand();
         }
-    }
-
-    fn donors(&self, who: &Identity) -> Vec<PeerId> {
-        let plan = self.traffic.plan();
-        let others = plan.replicas(self.place().stage).filter(|member| member.peer != who.me);
-        others.filter(|member| member.enters < NEVER).map(|member| member.peer).collect()
     }
 
     pub(crate) fn place(&self) -> Place {
@@ -198,19 +192,18 @@ impl Seat {
         }
     }
 
-    pub(crate) fn loaded(&mut self) {
+    pub(crate) fn loaded(&mut self, now: Time, out: &mut Outbox) {
         if self.standing == Standing::Loading {
             self.standing = Standing::Loaded;
-            if let Some(intake) = self.intake.as_ref() {
-                self.donor = Donor::new(Some((intake.outer(), intake.digest())));
-            }
+            self.handover.loaded(now, self.traffic.plan(), out);
+            self.stand();
         }
     }
 
     /// Notes that the coordinator hears that the stage is held; gives what it is told.
     pub(crate) fn say_ready(&mut self) -> (PlanNumber, Option<OuterStep>) {
         self.standing = if self.traffic.pipeline().is_some() { Standing::Working } else { Standing::Ready };
-        (self.placed_by, self.holds)
+        (self.placed_by, self.handover.holds())
     }
 
     /// Returns whether the state is already taken from there.
@@ -278,10 +271,7 @@ impl Seat {
             member.regroup(group);
         }
         self.traffic.enrol(who, plan, disturbed_below, out);
-        let donors = self.donors(who);
-        if let Some(intake) = &mut self.intake {
-            intake.donors(donors);
-        }
+        self.handover.enrol(self.traffic.plan());
     }
 
     fn enter(
@@ -307,7 +297,7 @@ impl Seat {
             pipeline.enter(outer);
         }
         self.traffic.open(pipeline);
-        self.intake = None;
+        self.handover.entered();
         self.standing = Standing::Working;
     }
 
@@ -344,16 +334,8 @@ impl Seat {
         if self.traffic.plan().place_of(from).map(|place| place.stage) != Some(self.place().stage) {
             return Err(Refusal::NotYours { peer: from });
         }
-        self.donor.received(from, &say, out)?;
-        let Some(intake) = self.intake.as_mut().filter(|_| self.standing == Standing::Fetching) else {
-            return Ok(());
-        };
-        if let Some([agreed, own]) = intake.received(now, from, say, out)? {
-            let digest = intake.digest();
-            self.standing = Standing::Loading;
-            let (agreed, own) = (agreed.bytes().clone(), own.bytes().clone());
-            out.push(Action::Import { place: self.place(), agreed, own, digest });
-        }
+        self.handover.received(now, from, say, out)?;
+        self.stand();
         Ok(())
     }
 
@@ -366,7 +348,7 @@ impl Seat {
         out: &mut Outbox,
     ) {
         self.since_step.sync = self.since_step.sync.saturating_add(took.total);
-        self.donor.exported(outer, agreed, own, out);
+        self.handover.exported(outer, agreed, own, out);
     }
 
     pub(crate) fn connected(&mut self, peer: PeerId) {
@@ -382,11 +364,16 @@ impl Seat {
         self.traffic.plan().place_of(peer).map(|place| place.stage)
     }
 
-    pub(crate) fn refused(&mut self, now: Time, from: PeerId, refusal: &Refusal) {
+    pub(crate) fn refused(&mut self, now: Time, from: PeerId, refusal: &Refusal, out: &mut Outbox) {
+        self.handover.refused(now, from, refusal, self.traffic.plan(), out);
+        self.stand();
         self.traffic.refused(now, from, refusal);
     }
 
     pub(crate) fn sync_done(&mut self, now: Time, done: SyncDone, out: &mut Outbox) {
+        let Some(done) = self.handover.sync_done(now, done, self.traffic.plan(), out) else {
+            return self.stand();
+        };
         let Some(member) = self.member.as_mut() else { return };
         let Some(pipeline) = self.traffic.pipeline() else { return };
         let (task, took) = done.task();
@@ -403,8 +390,9 @@ impl Seat {
             }
             SyncDone::Committed { .. } => {
                 pipeline.committed();
-                if let Some((outer, digest)) = member.agreed() {
-                    self.donor.committed(outer, digest, out);
+                let passed = member.take_passed();
+                if let Some(agreed) = member.agreed() {
+                    self.handover.committed(agreed, passed, out);
                 }
                 self.traffic.turn_words(0);
             }
@@ -512,7 +500,7 @@ impl Seat {
         out.send(who.coordinator, Message::Present { plan: self.plan_number(), standing });
         match self.standing {
             Standing::Ready | Standing::Working => {
-                let (plan, holds) = (self.placed_by, self.holds);
+                let (plan, holds) = (self.placed_by, self.handover.holds());
                 out.send(who.coordinator, Message::Ready { plan, holds });
             }
             Standing::Fetching | Standing::Loading | Standing::Loaded => {}
@@ -522,18 +510,15 @@ impl Seat {
 
     pub(crate) fn deadline(&self, now: Time) -> Option<Time> {
         let member = self.member.as_ref().and_then(Member::deadline);
-        let intake = self.intake.as_ref().filter(|_| self.standing == Standing::Fetching);
         let late = self.traffic.deadline(now);
-        member.into_iter().chain(intake.and_then(Intake::deadline)).chain(late).min()
+        member.into_iter().chain(self.handover.deadline()).chain(late).min()
     }
 
     pub(crate) fn woke(&mut self, now: Time, who: &Identity, links: &Links, out: &mut Outbox) {
         if let Some(member) = &mut self.member {
             member.woke(now, out);
         }
-        if let Some(intake) = self.intake.as_mut().filter(|_| self.standing == Standing::Fetching) {
-            intake.woke(now, out);
-        }
+        self.handover.woke(now, out);
         self.traffic.unusable(links.unusable(now));
         self.traffic.dispatch(now, who, out);
     }

@@ -531,8 +531,8 @@ fn a_state_of_absurd_size_is_refused_and_the_newcomer_gets_another() {
     });
     let bytes = 64 << 20;
     let manifest = Manifest { bytes, chunks: vec![Digest([1; 32]); 64] };
-    let (outer, part) = (outer.expect("one was committed"), StatePart::Agreed);
-    swarm.inject(peer(2), 7, Message::State(StateSay::Offer { outer, part, manifest }));
+    let (outer, part, digest) = (outer.expect("one was committed"), StatePart::Agreed, Digest([1; 32]));
+    swarm.inject(peer(2), 7, Message::State(StateSay::Offer { outer, part, digest, manifest }));
     swarm.turn().expect("it is heard");
     let refused = Event::Refused { peer: peer(2), refusal: Refusal::OfferUnfit { shard: 0, bytes } };
     assert!(swarm.events[7].contains(&refused), "{:?}", swarm.events[7]);

@@ -110,7 +110,7 @@ impl Seat {
     }
 
     fn chunk(&mut self, from: u16, blob: &Blob) -> Result<(), Refusal> {
-        let (blob, payload) = (blob.manifest().id(), blob.bytes().clone());
+        let (blob, payload) = (blob.id(), blob.bytes().clone());
         self.hear(peer(0, from), Say::Chunk { blob, chunk: 0, payload })
     }
 
@@ -179,7 +179,7 @@ fn contributions_are_reduced_in_replica_order_whoever_was_first() {
     for from in [2, 1] {
         let blob = contribution(usize::from(from), OUTER, 2);
         seat.offer(from, 1, (Part::Contribution, 2), blob.manifest()).expect("the offer is taken");
-        assert_eq!(wanted(&seat.said()), BTreeSet::from([blob.manifest().id()]));
+        assert_eq!(wanted(&seat.said()), BTreeSet::from([blob.id()]));
         assert_eq!(seat.tasks(), []);
         seat.chunk(from, &blob).expect("the chunk is taken");
     }
@@ -301,9 +301,9 @@ fn an_offer_stands_for_its_try() {
         assert_eq!(seat.offer(1, 2, offered, any(500).manifest()), Ok(()), "of the next try");
         assert_eq!(seat.offer(1, 1, offered, any(number).manifest()), Ok(()), "of before it");
     }
-    assert_eq!(wanted(&seat.said()), BTreeSet::from([any(0).manifest().id()]), "one blob is fetched");
+    assert_eq!(wanted(&seat.said()), BTreeSet::from([any(0).id()]), "one blob is fetched");
     seat.begin(begin(2)).expect("the round fits");
-    assert!(wanted(&seat.said()).contains(&any(500).manifest().id()), "what was offered ahead of the try");
+    assert!(wanted(&seat.said()).contains(&any(500).id()), "what was offered ahead of the try");
 }
 
 #[test]
@@ -339,7 +339,7 @@ fn who_sends_other_bytes_than_it_offered_is_flawed() {
     let mut seat = Seat::opened();
     let (offered, other) = (contribution(1, OUTER, 0), contribution(2, OUTER, 0));
     seat.offer(1, 1, (Part::Contribution, 0), offered.manifest()).expect("the offer is taken");
-    let blob = offered.manifest().id();
+    let blob = offered.id();
     let refused = Err(Refusal::ChunkFalse { blob, chunk: 0 });
     let chunk = |chunk| Say::Chunk { blob, chunk, payload: other.bytes().clone() };
     assert_eq!(seat.hear(peer(0, 2), chunk(0)), refused, "of one who was not asked");
@@ -356,7 +356,7 @@ fn what_is_held_is_sent_a_few_chunks_at_a_time() {
     let long = Blob::new(Bytes::from(vec![7; 20 * CHUNK_BYTES as usize]));
     seat.done(SyncDone::Reduced { round: round(0, 1), shard: 0, result: Ok(long.clone()), took: Span(5) });
     seat.said();
-    let blob = long.manifest().id();
+    let blob = long.id();
     let want = |chunks| Say::Want { blob, chunks };
     assert_eq!(seat.hear(peer(0, 2), want((0..20).chain(0..20).collect())), Ok(()));
     let said = seat.said();
@@ -414,7 +414,7 @@ fn a_result_comes_from_whoever_is_left_of_its_reducers() {
     assert_eq!(asked, [peer(0, 1)]);
     seat.member.lost(seat.now, peer(0, 1), &mut seat.out);
     seat.drain();
-    let want = Say::Want { blob: large.manifest().id(), chunks: vec![0] };
+    let want = Say::Want { blob: large.id(), chunks: vec![0] };
     assert_eq!(seat.said(), [(peer(0, 2), want)]);
 }
 

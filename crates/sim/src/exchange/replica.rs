@@ -190,7 +190,7 @@ impl Replica {
                 )?
                 .0;
                 if let (Some(honest), SyncDone::Reduced { result: Ok(blob), .. }) = (honest, &done) {
-                    self.honest.push((blob.manifest().id(), honest));
+                    self.honest.push((blob.id(), honest));
                 }
                 return Ok(done);
             }
@@ -219,7 +219,7 @@ impl Replica {
 
     fn reduced(&mut self, task: SyncTask) -> Result<Option<Digest>, Fault> {
         Ok(match carry_out(&mut self.outer, task)?.0 {
-            SyncDone::Reduced { result: Ok(blob), .. } => Some(blob.manifest().id()),
+            SyncDone::Reduced { result: Ok(blob), .. } => Some(blob.id()),
             SyncDone::Reduced { result: Err(_), .. }
             | SyncDone::Snapshotted { .. }
             | SyncDone::Encoded { .. }
@@ -250,8 +250,7 @@ impl Replica {
     /// Answers, past its part of the core, who wants what a liar has offered.
     pub fn answer(&self, say: &Say) -> Vec<Say> {
         let Say::Want { blob, chunks } = say else { return Vec::new() };
-        let Some((_, other)) = self.false_shards.iter().find(|(_, other)| other.manifest().id() == *blob)
-        else {
+        let Some((_, other)) = self.false_shards.iter().find(|(_, other)| other.id() == *blob) else {
             return Vec::new();
         };
         let chunk =

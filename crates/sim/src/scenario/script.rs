@@ -50,7 +50,10 @@ const TAKES: [(&str, &str); 27] = [
     ("checkpoint", "every="),
     ("data", "tokens="),
     ("compute", "cost or real, and forward=, backward=, step=, save=, load=, flops=, jitter="),
-    ("sync", "every=, delay=, rule=, rate=, momentum=, ramp=, codec=, decay=, contribution=, copy=, beside="),
+    (
+        "sync",
+        "every=, delay=, rule=, rate=, momentum=, ramp=, codec=, decay=, contribution=, state=, copy=, beside=",
+    ),
     ("link", "stage=, latency=, bandwidth=, uplink=, downlink=, jitter="),
     ("slow", "stage=, factor=; or with at= also replica=, for="),
     ("drain", "at="),

@@ -45,6 +45,8 @@ pub struct Settings {
     pub flops: Option<f64>,
     /// Bytes of a stage's pseudo-gradient on its way, where nothing is computed.
     pub contribution: u64,
+    /// Bytes of the state that a newcomer fetches; else those of the stage's weights and moments.
+    pub state: Option<u64>,
     /// The links of all peers.
     pub link: Link,
     /// The links of single stages' peers.
@@ -74,6 +76,7 @@ impl Default for Settings {
             },
             flops: None,
             contribution: 64 * 1024,
+            state: None,
             link: Link {
                 latency: Span::millis(1),
                 bandwidth: 0,
@@ -298,6 +301,7 @@ impl Settings {
         line.set("codec", &mut sync.codec, codec, "bf16")?;
         line.set("decay", &mut sync.error_decay, words::real, "0.95")?;
         line.set("contribution", &mut self.contribution, words::bytes, "12MB")?;
+        self.state = line.value("state", words::bytes, "60MB")?.or(self.state);
         line.set("copy", &mut self.spans.copy, words::rate, "8GB/s")?;
         line.set("beside", &mut self.spans.beside, words::rate, "300MB/s")
     }

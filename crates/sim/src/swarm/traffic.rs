@@ -11,7 +11,7 @@ use trestle_protocol::ids::PeerId;
 use trestle_protocol::message::Message;
 use trestle_protocol::port::Input;
 use trestle_protocol::sync::say::Say;
-use trestle_protocol::sync::state::StateSay;
+use trestle_protocol::sync::state::{StatePart, StateSay};
 use trestle_protocol::time::Span;
 use trestle_protocol::wire::{self, Frame};
 
@@ -39,7 +39,8 @@ impl Swarm<'_> {
 
     fn freight(&self, message: &Message) -> (Freight, u64) {
         let Weights { contribution, state } = self.config.weights;
-        let times = if matches!(message, Message::Sync(Say::Chunk { .. })) {
+        let results = matches!(message, Message::State(StateSay::Chunk { part: StatePart::Result(_), .. }));
+        let times = if results || matches!(message, Message::Sync(Say::Chunk { .. })) {
             contribution
         } else if matches!(message, Message::State(StateSay::Chunk { .. })) {
             state

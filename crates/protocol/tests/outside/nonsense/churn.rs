@@ -10,7 +10,7 @@ use trestle_protocol::sync::state::{StatePart, StateSay};
 use trestle_protocol::work::{Frontier, Needs, Trained};
 
 /// The variants of `StateSay`, of which [`state`] draws each.
-pub(crate) const STATES: usize = 4;
+pub(crate) const STATES: usize = 6;
 
 /// Numbers the variants, so that a new one is drawn as well.
 pub(crate) fn place_of(say: &StateSay) -> usize {
@@ -18,22 +18,39 @@ pub(crate) fn place_of(say: &StateSay) -> usize {
         StateSay::Ask { .. } => 0,
         StateSay::Offer { .. } => 1,
         StateSay::Want { .. } => 2,
+        StateSay::Follow { .. } => 3,
+        StateSay::Passed { .. } => 4,
         StateSay::Chunk { .. } => STATES - 1,
     }
 }
 
 /// Anything that can be said of a stage's state.
 pub(crate) fn state() -> BoxedStrategy<StateSay> {
-    let part = prop::sample::select(vec![StatePart::Agreed, StatePart::Own]);
+    let part = || {
+        let of_state = prop::sample::select(vec![StatePart::Agreed, StatePart::Own]);
+        prop_oneof![2 => of_state, 1 => (0_u16..3).prop_map(StatePart::Result)]
+    };
     prop_oneof![
         outer().prop_map(|outer| StateSay::Ask { outer }),
-        (outer(), part, manifest()).prop_map(|(outer, part, manifest)| StateSay::Offer {
+        outer().prop_map(|since| StateSay::Follow { since }),
+        (outer(), digest(), vec(any::<u32>(), 0..4)).prop_map(|(outer, digest, shares)| StateSay::Passed {
+            outer,
+            digest,
+            shares
+        }),
+        (outer(), part(), digest(), manifest()).prop_map(|(outer, part, digest, manifest)| StateSay::Offer {
             outer,
             part,
+            digest,
             manifest
         }),
         (blob_id(), chunks()).prop_map(|(blob, chunks)| StateSay::Want { blob, chunks }),
-        any_chunk().prop_map(|(blob, chunk, payload)| StateSay::Chunk { blob, chunk, payload }),
+        (part(), any_chunk()).prop_map(|(part, (blob, chunk, payload))| StateSay::Chunk {
+            part,
+            blob,
+            chunk,
+            payload
+        }),
     ]
     .boxed()
 }

@@ -62,7 +62,7 @@ fn of_replicas() -> BoxedStrategy<Say> {
 fn of_transfers() -> BoxedStrategy<Say> {
     let part = prop::sample::select(vec![Part::Contribution, Part::Result]);
     let true_chunk = prop::sample::select(blobs()).prop_map(|blob| Say::Chunk {
-        blob: blob.manifest().id(),
+        blob: blob.id(),
         chunk: 0,
         payload: blob.bytes().clone(),
     });
@@ -149,7 +149,7 @@ fn shard() -> BoxedStrategy<u16> {
 
 /// The name of a blob that a replica holds at some time, or any other.
 pub(crate) fn blob_id() -> BoxedStrategy<Digest> {
-    let held = prop::sample::select(blobs()).prop_map(|blob| blob.manifest().id());
+    let held = prop::sample::select(blobs()).prop_map(|blob| blob.id());
     prop_oneof![3 => held, 1 => digest()].boxed()
 }
 
