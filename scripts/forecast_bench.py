@@ -1,10 +1,11 @@
 """Holds forecasts against real runs on this computer.
 
-usage: forecast_bench.py TRESTLE [RUN.toml] [--share 0.1] [--calm 60] [--only NAME] [--steps N] [--set KEY=VALUE]
+usage: forecast_bench.py TRESTLE [RUN.toml] [--share 0.1] [--settle 20] [--calm 60] [--only NAME] [--steps N] [--set KEY=VALUE]
 
 Each peer has --share of a core to train with, given by a control group (needs root), so that a peer is a device of its own. What
 such a device does is measured by `trestle profile` in a group with the same share; `trestle plan` makes a forecast for a fleet
-of them over links that cost nothing; then a swarm of processes trains, and after ten steps its tokens are counted for --calm seconds.
+of them over links that cost nothing; then a swarm of processes trains, and after --settle steps, by when replicas of unlike speed take
+turns in proportion, its tokens are counted for --calm seconds.
 Prints one line of JSON for each configuration: {name, forecast, real, ratio}; tokens a second. Then, for each of two plans, {name,
 seconds, bound}.
 
@@ -40,6 +41,7 @@ class Calm(Bench):
 
     def speed_measured(self):
         self.fill()
+        self.wait(until=lambda: len(self.steps) >= self.options.settle)
         since, until, _ = self.part("calm", lambda: self.wait(self.options.calm))
         return self.speed(since, until)
 
@@ -92,6 +94,7 @@ def plans(options, folder):
 def main():
     parser = arguments()
     parser.add_argument("--share", type=float, default=0.1, help="part of a core that each peer trains with")
+    parser.add_argument("--settle", type=int, default=20, help="steps before tokens are counted")
     parser.add_argument("--calm", type=float, default=60.0, help="seconds in which tokens are counted")
     parser.add_argument("--only", action="append", help="this configuration alone")
     options = parser.parse_args()

@@ -262,7 +262,8 @@ Examples:
   trestle plan runs/100b.toml --fleet fleets/orion.toml
   trestle plan runs/8b.toml --fleet my-fleet.toml --replicas 2 --tokens 100B
   trestle plan runs/8b.toml --fleet my-fleet.toml --set fleet.up=50Mbit --json
-  trestle plan runs/8b.toml --fleet my-fleet.toml --sweep sync.inner_steps=5,10,50,100")]
+  trestle plan runs/8b.toml --fleet my-fleet.toml --sweep sync.inner_steps=5,10,50,100
+  trestle plan runs/8b.toml --fleet my-fleet.toml --search --tokens 10B --budget 4000 --deadline 30d")]
 pub(crate) struct PlanArgs {
     /// The run file; docs/run-file.md lists its fields.
     #[arg(value_name = "RUN.toml")]
@@ -282,8 +283,17 @@ pub(crate) struct PlanArgs {
     /// Compare values of a field, of the same kinds; may be given several times.
     #[arg(long, value_name = "KEY=A,B,...")]
     pub(crate) sweep: Vec<String>,
+    /// Look for stages, replicas, microbatches and outer steps that suit the fleet; --sweep says what is tried of them.
+    #[arg(long)]
+    pub(crate) search: bool,
+    /// Dollars for all tokens, at most.
+    #[arg(long, value_name = "DOLLARS", requires = "search", value_parser = dollars)]
+    pub(crate) budget: Option<f64>,
+    /// Time for all tokens, at most, such as 36h or 30d.
+    #[arg(long, value_name = "TIME", requires = "search", value_parser = virtual_time)]
+    pub(crate) deadline: Option<f64>,
     /// Draw an inner step, and what costs time.
-    #[arg(long, value_name = "FILE.svg", conflicts_with = "sweep")]
+    #[arg(long, value_name = "FILE.svg", conflicts_with_all = ["sweep", "search"])]
     pub(crate) picture: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
@@ -380,9 +390,14 @@ fn tokens(text: &str) -> Result<f64, String> {
     read.ok_or_else(|| format!("`{text}` is not a number of tokens, such as 1.1B"))
 }
 
+fn dollars(text: &str) -> Result<f64, String> {
+    let read = Quantity::Count.read(text.trim_start_matches('$')).filter(|dollars| *dollars > 0.0);
+    read.ok_or_else(|| format!("`{text}` is not a number of dollars, such as 4000"))
+}
+
 fn virtual_time(text: &str) -> Result<f64, String> {
     let read = Quantity::Time.read(text).filter(|seconds| (1.0..1e9).contains(seconds));
-    read.ok_or_else(|| format!("`{text}` is not a length of virtual time, such as 30min or 48h"))
+    read.ok_or_else(|| format!("`{text}` is not a length of time, such as 30min, 48h or 30d"))
 }
 
 fn memory(text: &str) -> Result<f64, String> {

@@ -3,6 +3,7 @@
 //! Owns the words and the table. May not know how anything of it is worked out.
 
 pub(crate) mod drawn;
+mod search;
 pub(crate) mod sweep;
 mod words;
 
@@ -43,6 +44,9 @@ struct Report {
 pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let format = if args.json { Format::Json } else { Format::Words };
     picture::check(args.picture.as_deref())?;
+    if args.search {
+        return print(&search::report(args)?, format);
+    }
     if args.sweep.is_empty() {
         let report = Report::of(args, &[])?;
         if let Some(file) = &args.picture {

@@ -81,7 +81,7 @@ fn what_cannot_be_played_is_said_with_a_hint() {
     let events = folder.path().join("run.jsonl");
     let events = events.to_str().expect("the path is UTF-8");
     for (more, code, said) in [
-        (&["--for", "soon"][..], 2, "not a length of virtual time"),
+        (&["--for", "soon"][..], 2, "not a length of time"),
         (&["--events", events, "--seeds", "2"], 2, "--events takes the log of one seed"),
         (&["--picture", "run.png", "--tokens", "320k"], 2, "is no .svg"),
         (&["--set", "fleet.count=1"], 1, "cannot hold the run"),

@@ -67,7 +67,7 @@ type Put = fn(&mut Group, f64);
 
 /// What of a group can be changed after it was read: its name, what it is, from what to what, and how.
 const CHANGEABLE: &[(&str, Quantity, RangeInclusive<f64>, Put)] = &[
-    ("count", Quantity::Count, 1.0..=COUNT_MAX as f64, |group, value| group.count = value as usize),
+    ("count", Quantity::Count, 0.0..=COUNT_MAX as f64, |group, value| group.count = value as usize),
     ("up", Quantity::Rate, SOME..=f64::MAX, |group, value| group.up = value),
     ("down", Quantity::Rate, SOME..=f64::MAX, |group, value| group.down = value),
     ("rtt", Quantity::Time, 0.0..=f64::MAX, |group, value| group.rtt = value),

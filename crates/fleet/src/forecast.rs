@@ -163,6 +163,50 @@ impl Forecast {
     }
 }
 
+/// A run's work and who would hold it: what of a forecast does not depend on its outer steps.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    works: Vec<StageWork>,
+    placement: Placement,
+}
+
+impl Outline {
+    /// Places a run on a fleet.
+    ///
+    /// # Errors
+    /// As [`Forecast::of`].
+    pub fn of(spec: &RunSpec, fleet: &Fleet) -> Result<Self, Unplaceable> {
+        let works = cost::stages(spec);
+        let replicas = usize::from(spec.pipeline.replicas);
+        let placement = placement::place(&classes(spec, fleet, &works), works.len(), replicas)?;
+        Ok(Self { works, placement })
+    }
+
+    fn scene<'a>(&'a self, spec: &'a RunSpec, fleet: &'a Fleet, step: f64) -> Scene<'a> {
+        Scene { spec, fleet, works: &self.works, placement: &self.placement, step }
+    }
+
+    /// Returns the seconds of an inner step if no stage ever waited: no less than it takes.
+    pub fn least_step(&self, spec: &RunSpec, fleet: &Fleet) -> f64 {
+        self.scene(spec, fleet, 0.0).step(Some(Loss::Waits))
+    }
+
+    /// Returns the seconds of an inner step with everyone there.
+    pub fn step(&self, spec: &RunSpec, fleet: &Fleet) -> f64 {
+        self.scene(spec, fleet, 0.0).step(None)
+    }
+
+    /// Returns how fast the run trains, where an inner step takes so many seconds.
+    pub fn pace(&self, spec: &RunSpec, fleet: &Fleet, step: f64) -> Pace {
+        self.scene(spec, fleet, step).pace(None, None)
+    }
+
+    /// Returns the dollars an hour for the peers with a place.
+    pub fn price_per_hour(&self, fleet: &Fleet) -> f64 {
+        self.placement.stages.iter().flatten().map(|group| fleet.groups[*group].price).sum()
+    }
+}
+
 /// Cuts the blocks of a run as suits a fleet best, of the ways that are known; gives the rate of the slowest stage with it.
 pub fn better_layers(
     spec: &RunSpec,

@@ -13,3 +13,4 @@ pub mod memory;
 pub mod pipeline;
 pub mod placement;
 pub mod quantity;
+pub mod search;

@@ -156,7 +156,7 @@ impl Driver {
 
     fn dial(&mut self, peer: PeerId, address: &[u8]) {
         match self.links.wanted(peer) {
-            Wish::Granted(input) => self.answer(Answer::Done(input)),
+            Wish::Granted(input) => self.answer(Answer::Done(*input)),
             Wish::UnderWay => {}
             Wish::Dial => {
                 let (net, answer) = (self.net.clone(), self.answer.clone());

@@ -29,7 +29,7 @@ enum Told {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Wish {
     /// Nothing: this is the answer.
-    Granted(Input),
+    Granted(Box<Input>),
     /// To dial, and to say how it ended to [`Links::dialled`].
     Dial,
     /// Nothing yet: the dial that is under way answers.
@@ -42,7 +42,7 @@ impl Links {
         let link = self.0.entry(peer).or_default();
         if link.stands {
             link.told = Some(Told::Connected);
-            return Wish::Granted(Input::Connected { peer });
+            return Wish::Granted(Box::new(Input::Connected { peer }));
         }
         link.dials += 1;
         if link.dials > 1 { Wish::UnderWay } else { Wish::Dial }
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(links.wanted(PEER), Wish::Dial);
         links.connected(PEER);
         assert_eq!(links.dialled(PEER, Ok(())), None, "told by the network already");
-        assert_eq!(links.wanted(PEER), Wish::Granted(Input::Connected { peer: PEER }));
+        assert_eq!(links.wanted(PEER), Wish::Granted(Box::new(Input::Connected { peer: PEER })));
     }
 
     #[test]
@@ -148,7 +148,7 @@ mod tests {
         links.connected(PEER);
         assert_eq!(links.overrun(PEER, "full".into()), lost("full"));
         assert_eq!(links.overrun(PEER, "full".into()), None);
-        assert_eq!(links.wanted(PEER), Wish::Granted(Input::Connected { peer: PEER }));
+        assert_eq!(links.wanted(PEER), Wish::Granted(Box::new(Input::Connected { peer: PEER })));
         assert_eq!(links.overrun(PEER, "full".into()), lost("full"));
     }
 }
