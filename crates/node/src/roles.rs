@@ -14,6 +14,7 @@ use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::ids::StageId;
 use trestle_protocol::message::{Join, Outcome, Text};
 use trestle_protocol::node::Node;
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::time::Span;
 use trestle_protocol::worker::WorkerConfig;
@@ -98,7 +99,10 @@ impl BoundCoordinator {
             directory.keep_port(socket.port())?;
         }
         let run_digest = spec.digest();
-        let node = Node::coordinator(CoordinatorConfig { spec, me: net.id() }, stored.as_deref())?;
+        let node = Node::coordinator(
+            CoordinatorConfig { spec, me: net.id(), seals: Seals::Signed },
+            stored.as_deref(),
+        )?;
         let log = EventLog::open(&directory.events(), net.id()).map_err(NodeError::EventLog)?;
         std::fs::write(&marker, run_digest.to_hex()).map_err(NodeError::EventLog)?;
         let ticket = Ticket { coordinator: net.id(), address: net.address().clone(), run_digest };
@@ -205,8 +209,15 @@ pub async fn work(options: WorkerOptions, requests: mpsc::Receiver<Request>) -> 
     let observer = standing.clone().map(|standing| Observer::new(net.id(), coordinator, standing));
     let coordinator_address = ticket.address.to_bytes().into();
     let coordinator_wait = Span(COORDINATOR_WAIT_MAX.as_micros() as u64);
-    let node =
-        Node::worker(WorkerConfig { spec, key, coordinator, coordinator_address, coordinator_wait, join });
+    let node = Node::worker(WorkerConfig {
+        spec,
+        key,
+        seals: Seals::Signed,
+        coordinator,
+        coordinator_address,
+        coordinator_wait,
+        join,
+    });
     let (watch, links, state) = (watch.clone(), Links::default(), None);
     let driver =
         Driver { node, net, network, answers, answer, links, workshop, state, log, watch, observer, began };

@@ -27,6 +27,7 @@ use crate::pipeline::lease_ahead;
 use crate::plan::{Candidate, Place, Plan};
 use crate::port::{Action, Input, Outbox};
 use crate::rebalance::Rebalancer;
+use crate::receipt::Seals;
 use crate::roster::{self, Roster};
 use crate::running::{Apart, Running, Storing};
 use crate::spec::RunSpec;
@@ -51,6 +52,8 @@ pub struct CoordinatorConfig {
     pub spec: RunSpec,
     /// Its id.
     pub me: PeerId,
+    /// What receipts are worth.
+    pub seals: Seals,
 }
 
 /// The peer that gives out work.
@@ -59,12 +62,15 @@ pub struct Coordinator {
     run: Digest,
     agenda: Agenda,
     me: PeerId,
+    seals: Seals,
     durable: Durable,
     phase: Phase,
     /// What peers said that asked for a place before the run began; who gets none waits for one.
     joins: BTreeMap<PeerId, Join>,
     /// The last time that it was told.
     now: Time,
+    /// When it wants to be woken, or a little before: a word that is heard meanwhile only puts that off.
+    wakes: Option<Time>,
 }
 
 enum Phase {
@@ -100,7 +106,7 @@ impl Coordinator {
     /// # Errors
     /// The state is not one of this run.
     pub fn new(config: CoordinatorConfig, state: Option<&[u8]>) -> Result<Self, StateError> {
-        let CoordinatorConfig { spec, me } = config;
+        let CoordinatorConfig { spec, me, seals } = config;
         let run = spec.digest();
         let durable = Durable::read(&spec, state)?;
         let agenda = Agenda::new(&spec);
@@ -113,7 +119,18 @@ impl Coordinator {
             },
             None => Phase::Gathering { candidates: Vec::new(), next: PlanNumber(1) },
         };
-        Ok(Self { spec, run, agenda, me, durable, phase, joins: BTreeMap::new(), now: Time(0) })
+        Ok(Self {
+            spec,
+            run,
+            agenda,
+            me,
+            seals,
+            durable,
+            phase,
+            joins: BTreeMap::new(),
+            now: Time(0),
+            wakes: None,
+        })
     }
 
     /// Takes what happened.
@@ -121,6 +138,11 @@ impl Coordinator {
         let slept = now.since(self.now);
         self.now = now;
         if matches!(self.phase, Phase::Over) {
+            return;
+        }
+        if let Input::Received { from, message: Message::Beat } = &input
+            && self.only_beats(now, slept, *from, out)
+        {
             return;
         }
         match input {
@@ -148,10 +170,28 @@ impl Coordinator {
         self.admit(now, out);
         self.go_on(now, out);
         self.conclude(now, out);
+        self.wakes = self.next_due();
+    }
+
+    /// Hears that a member is there, where that is all that it says: most of what a large run's coordinator hears. Returns whether it
+    /// was.
+    fn only_beats(&mut self, now: Time, slept: Span, from: PeerId, out: &mut Outbox) -> bool {
+        let Phase::Running(running) = &mut self.phase else { return false };
+        let calm = running.plan.place_of(from).is_some() && running.roster.is_complete();
+        if !calm || membership::has_slept(slept) || self.wakes.is_some_and(|at| at <= now) {
+            return false;
+        }
+        running.roster.heard(now, from);
+        running.tell_refused(from, out);
+        true
     }
 
     /// Returns when to be woken: when a lease expires, an exchange takes too long, or a silence says something.
     pub fn deadline(&self) -> Option<Time> {
+        self.wakes
+    }
+
+    fn next_due(&self) -> Option<Time> {
         let now = self.now;
         match &self.phase {
             Phase::Running(running) => {
@@ -257,7 +297,15 @@ impl Coordinator {
         }
     }
 
-    fn running(&self, now: Time, plan: Plan, roster: Roster, ledger: Ledger, start: InnerStep) -> Running {
+    fn running(
+        &self,
+        now: Time,
+        plan: Plan,
+        roster: Roster,
+        mut ledger: Ledger,
+        start: InnerStep,
+    ) -> Running {
+        ledger.takes(self.seals);
         let agenda = self.agenda;
         let arbiter = (agenda.exchanges() != Exchanges::Nothing).then(|| {
             let config = ArbiterConfig {

@@ -12,7 +12,7 @@ use crate::ledger::page::{Open, Page};
 use crate::ledger::saved::Saved;
 use crate::ledger::twice::Twice;
 use crate::plan::{Member, Place, Plan};
-use crate::receipt::{Receipt, ReceiptError};
+use crate::receipt::{Receipt, ReceiptError, Seals};
 use crate::work::{Needs, Trained};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -59,6 +59,9 @@ pub struct Commit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     run: Digest,
+    /// What receipts are worth here; a ledger that is read asks for signatures until it is told otherwise.
+    #[serde(skip)]
+    seals: Seals,
     finality: Finality,
     pages: Vec<Page>,
     seats: BTreeMap<SeatId, Seat>,
@@ -98,6 +101,7 @@ impl Ledger {
         }
         Self {
             run,
+            seals: Seals::default(),
             finality,
             pages: (0..stages).map(page).collect(),
             seats: BTreeMap::new(),
@@ -108,6 +112,11 @@ impl Ledger {
             twice: Twice::default(),
             first: First::default(),
         }
+    }
+
+    /// Says what receipts are worth.
+    pub fn takes(&mut self, seals: Seals) {
+        self.seals = seals;
     }
 
     /// Returns how many stages it is of.
@@ -187,7 +196,7 @@ impl Ledger {
         plan: &Plan,
         leased_below: u64,
     ) -> Result<Vec<Trained>, ReceiptError> {
-        receipt.verify(self.run)?;
+        receipt.verify(self.run, self.seals)?;
         let statement = &receipt.statement;
         let stage = statement.stage;
         let receiver = StageId(if stage.0 == 0 { 1 } else { stage.0 - 1 });

@@ -484,13 +484,13 @@ impl Pipeline {
 
     /// Lists the training microbatches whose gradient the next stage owes.
     pub fn unanswered(&self) -> impl Iterator<Item = (u64, &Kept)> {
-        let owed = |index: &u64| !self.gradients.contains_key(index) && self.kept[index].output.is_some();
+        let owed = |index: &u64, kept: &Kept| kept.output.is_some() && !self.gradients.contains_key(index);
         let busy = matches!(&self.busy, Some(Busy::Backward(_)));
         let under_way =
             move |index: u64| busy && matches!(self.busy, Some(Busy::Backward(at)) if at == index);
         self.kept
             .iter()
-            .filter(move |(index, _)| owed(index) && !under_way(**index))
+            .filter(move |(index, kept)| owed(index, kept) && !under_way(**index))
             .map(|(i, kept)| (*i, kept))
     }
 

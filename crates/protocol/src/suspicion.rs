@@ -196,7 +196,9 @@ impl Silences {
 
     /// Returns the least silence with this phi, by halving: phi never falls as silence grows.
     fn first_with(&self, phi_milli: u32) -> u64 {
-        let (mut low, mut high) = (0, u64::MAX);
+        // A silence of so many deviations is beyond every level that is asked for; where it is not, all are looked through.
+        let far = self.mean.saturating_add(self.deviation.saturating_mul(FAR_DEVIATIONS));
+        let (mut low, mut high) = (0, if self.phi_milli(far) >= phi_milli { far } else { u64::MAX });
         while low < high {
             let middle = low + (high - low) / 2;
             if self.phi_milli(middle) < phi_milli { low = middle + 1 } else { high = middle }
@@ -208,6 +210,9 @@ impl Silences {
 fn narrow(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
+
+/// So many deviations beyond the mean phi is 28.
+const FAR_DEVIATIONS: u64 = 11;
 
 /// Bits after the point of a z, which is a distance from the mean in deviations.
 const Z_BITS: u32 = 16;

@@ -19,6 +19,7 @@ use crate::message::{HELD_MAX, Held, Join, Message, Outcome, Refusal, Removal, S
 use crate::pipeline::checkpoints_kept;
 use crate::plan::Plan;
 use crate::port::{Action, Input, Outbox, StoredItem, Took};
+use crate::receipt::Seals;
 use crate::spec::RunSpec;
 use crate::sync::blob::Blob;
 use crate::sync::member::Decision;
@@ -52,6 +53,8 @@ pub struct WorkerConfig {
     pub spec: RunSpec,
     /// Its key; the public half is its id.
     pub key: SigningKey,
+    /// How it seals receipts.
+    pub seals: Seals,
     /// Who gives out work.
     pub coordinator: PeerId,
     /// Where that peer can be dialled; opaque to the core. The driver has dialled it once.
@@ -98,14 +101,15 @@ enum First {
 impl Worker {
     /// Makes a worker that asks its coordinator for a place once it is connected.
     pub fn new(config: WorkerConfig) -> Self {
-        let WorkerConfig { spec, key, coordinator, coordinator_address, coordinator_wait, join } = config;
+        let WorkerConfig { spec, key, seals, coordinator, coordinator_address, coordinator_wait, join } =
+            config;
         let me = PeerId(key.verifying_key().to_bytes());
         let (run, agenda) = (spec.digest(), Agenda::new(&spec));
         let mut links = Links::default();
         // The driver dials first; from then on it is for the core to want the connection back.
         links.want(coordinator, Some(coordinator_address), &mut Outbox::default());
         Self {
-            who: Identity { spec, run, agenda, key, me, coordinator },
+            who: Identity { spec, run, agenda, key, seals, me, coordinator },
             join,
             links,
             phase: Phase::Joining { ask_at: None, first: First::Yes },

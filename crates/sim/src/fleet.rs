@@ -20,6 +20,7 @@ use trestle_fleet::file::{Fleet, Group};
 use trestle_fleet::forecast::Forecast;
 use trestle_fleet::placement::Unplaceable;
 use trestle_protocol::message::Outcome;
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::time::Span;
 
@@ -143,6 +144,8 @@ pub fn run_fleet(
             .map(|(at, group)| (at + 1, scale.spans(&works, group)))
             .collect(),
         weights: scale.weights,
+        // Nobody lies here.
+        seals: Seals::Hashed,
     };
     let boundary = Bytes::from(vec![0; spec.boundary_bytes()]);
     let maker = |spec: &RunSpec| -> Box<dyn Compute> {

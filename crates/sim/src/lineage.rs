@@ -7,12 +7,25 @@ use std::collections::BTreeMap;
 use trestle_protocol::ids::Digest;
 
 /// How often each training index is in some weights, or in a difference of weights, where it may be less than not at all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// Weights consist of nearly all indices up to where a run is, once each: what is kept is how far that goes, and what differs from it.
+#[derive(Clone, Debug, Default)]
 pub struct Lineage {
-    counts: BTreeMap<u64, i64>,
+    /// Indices below are there once, but for what differs.
+    whole: u64,
+    /// How much more often than that an index is there; never 0.
+    apart: BTreeMap<u64, i64>,
     /// Sum of a hash of each index, so that a digest costs no walk over all of them.
     mark: u128,
 }
+
+impl PartialEq for Lineage {
+    fn eq(&self, other: &Self) -> bool {
+        self.mark == other.mark && self.counts().eq(other.counts())
+    }
+}
+
+impl Eq for Lineage {}
 
 impl Lineage {
     /// Adds an index once.
@@ -22,41 +35,70 @@ impl Lineage {
 
     /// Adds all of another.
     pub fn add_all(&mut self, other: &Lineage) {
-        other.counts.iter().for_each(|(index, times)| self.add_times(*index, *times));
+        let (low, high) = (self.whole.min(other.whole), self.whole.max(other.whole));
+        self.whole = high;
+        (0..low).for_each(|index| self.differ(index, 1));
+        other.apart.iter().for_each(|(index, times)| self.differ(*index, *times));
+        self.mark = self.mark.wrapping_add(other.mark);
+        self.tidy();
     }
 
     /// Takes all of another off.
     pub fn take_off(&mut self, other: &Lineage) {
-        other.counts.iter().for_each(|(index, times)| self.add_times(*index, -times));
+        let (own, others) = (core::mem::take(&mut self.whole), other.whole);
+        (others..own).for_each(|index| self.differ(index, 1));
+        (own..others).for_each(|index| self.differ(index, -1));
+        other.apart.iter().for_each(|(index, times)| self.differ(*index, -times));
+        self.mark = self.mark.wrapping_sub(other.mark);
+        self.tidy();
     }
 
     fn add_times(&mut self, index: u64, times: i64) {
-        let count = self.counts.entry(index).or_default();
-        *count += times;
-        if *count == 0 {
-            self.counts.remove(&index);
-        }
+        self.differ(index, times);
         self.mark = self.mark.wrapping_add(hash(index).wrapping_mul(times as u128));
+        self.tidy();
+    }
+
+    fn differ(&mut self, index: u64, times: i64) {
+        let apart = self.apart.entry(index).or_default();
+        *apart += times;
+        if *apart == 0 {
+            self.apart.remove(&index);
+        }
+    }
+
+    /// Lets what is whole reach as far as it does.
+    fn tidy(&mut self) {
+        while self.apart.get(&self.whole) == Some(&1) {
+            self.apart.remove(&self.whole);
+            self.whole += 1;
+        }
+        while self.whole > 0 && self.apart.get(&(self.whole - 1)) == Some(&-1) {
+            self.whole -= 1;
+            self.apart.remove(&self.whole);
+        }
     }
 
     /// Returns how often an index is there.
     pub fn times(&self, index: u64) -> i64 {
-        self.counts.get(&index).copied().unwrap_or_default()
+        i64::from(index < self.whole) + self.apart.get(&index).copied().unwrap_or_default()
     }
 
     /// Returns each index with how often it is there, where that is not never.
     pub fn counts(&self) -> impl Iterator<Item = (u64, i64)> {
-        self.counts.iter().map(|(index, times)| (*index, *times))
+        let beyond = self.apart.range(self.whole..).map(|(index, _)| *index);
+        let all = (0..self.whole).chain(beyond);
+        all.map(|index| (index, self.times(index))).filter(|(_, times)| *times != 0)
     }
 
     /// Returns how many there are, each as often as it is there.
     pub fn total(&self) -> i64 {
-        self.counts.values().sum()
+        self.whole as i64 + self.apart.values().sum::<i64>()
     }
 
     /// Returns whether nothing is there.
     pub fn is_empty(&self) -> bool {
-        self.counts.is_empty()
+        self.counts().next().is_none()
     }
 
     /// Returns the part that falls to one of several shards.
@@ -76,9 +118,10 @@ impl Lineage {
 
     /// Writes it behind what is there already, in few bytes.
     pub fn write(&self, into: &mut Vec<u8>) {
-        number(into, self.counts.len() as u64);
+        let counts: Vec<(u64, i64)> = self.counts().collect();
+        number(into, counts.len() as u64);
         let mut last = 0;
-        for (index, times) in self.counts() {
+        for (index, times) in counts {
             number(into, index - last);
             // The sign goes into the lowest bit, so that small numbers stay short.
             number(into, times.unsigned_abs() << 1 | u64::from(times < 0));
@@ -87,9 +130,16 @@ impl Lineage {
     }
 }
 
+/// Mixes an index: nobody forges lineages, so that what is far apart for all that occurs is far enough (splitmix64, Steele, Lea and
+/// Flood, 2014).
 fn hash(index: u64) -> u128 {
-    let bytes = *blake3::hash(&index.to_le_bytes()).as_bytes();
-    u128::from_le_bytes(bytes[..16].try_into().expect("a digest has 32 bytes"))
+    let mix = |seed: u64| {
+        let z = index.wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    };
+    u128::from(mix(1)) << 64 | u128::from(mix(0x5851_f42d_4c95_7f2d))
 }
 
 /// Writes a number in groups of seven bits.
@@ -174,6 +224,31 @@ mod tests {
         assert_eq!(sum.digest(history), lineage(&[900, 2, 2, 2]).digest(history), "whatever the order");
         assert_ne!(sum.digest(history), lineage(&[900, 2, 2]).digest(history));
         assert_ne!(sum.digest(history), sum.digest(Digest([2; 32])));
+    }
+
+    #[test]
+    fn what_is_whole_is_kept_in_little_whatever_it_was_made_of() {
+        let mut all = Lineage::default();
+        (0..1000).rev().for_each(|index| all.add(index));
+        assert_eq!((all.whole, all.apart.len()), (1000, 0));
+        let mut without = all.clone();
+        without.take_off(&lineage(&[5, 999]));
+        assert_eq!((without.times(5), without.times(999), without.total()), (0, 0, 998));
+        let mut since = without.clone();
+        since.take_off(&all);
+        assert_eq!(since.counts().collect::<Vec<_>>(), [(5, -1), (999, -1)]);
+        since.add_all(&all);
+        assert_eq!(since, without);
+        since.add(5);
+        since.add(999);
+        assert_eq!((since == all, since.whole, since.apart.len()), (true, 1000, 0));
+        let mut twice = all.clone();
+        twice.add_all(&all);
+        assert_eq!((twice.total(), twice.times(0), twice.times(999)), (2000, 2, 2));
+        twice.take_off(&all);
+        twice.take_off(&all);
+        assert!(twice.is_empty());
+        assert_eq!(twice.digest(Digest([0; 32])), Lineage::default().digest(Digest([0; 32])));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::rc::Rc;
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::wire::PAYLOAD_BYTES_MAX;
 use trestle_settings::model::model_config;
@@ -145,6 +146,7 @@ fn run_all(
         spans: settings.stage_spans(&spec),
         own_spans: BTreeMap::new(),
         weights: weights(settings, &spec),
+        seals: Seals::Signed,
         spec,
     };
     let mut swarm = Swarm::new(config, maker, log);

@@ -24,6 +24,7 @@ use trestle_protocol::ids::{Digest, PeerId, StageId};
 use trestle_protocol::message::{Held, Outcome};
 use trestle_protocol::plan::Place;
 use trestle_protocol::port::Input;
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::time::{Span, Time};
 use trestle_protocol::wire::Frame;
@@ -63,6 +64,8 @@ pub struct SwarmConfig {
     pub own_spans: BTreeMap<usize, Vec<Spans>>,
     /// What a chunk stands for.
     pub weights: Weights,
+    /// How receipts are sealed.
+    pub seals: Seals,
 }
 
 /// How many times its size a chunk's payload weighs on a link, so that swarms can be simulated whose state no memory holds.

@@ -12,6 +12,7 @@ use ed25519_dalek::SigningKey;
 use libfuzzer_sys::fuzz_target;
 use std::collections::VecDeque;
 use std::sync::OnceLock;
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::coordinator::CoordinatorConfig;
 use trestle_protocol::handshake;
 use trestle_protocol::ids::{Digest, InnerStep, OuterStep, PeerId};
@@ -52,10 +53,10 @@ fn first_words(bytes: &[u8]) {
 fn stored_state(bytes: &[u8]) {
     let mut state = spec().digest().0.to_vec();
     state.extend(bytes);
-    drop(Node::coordinator(CoordinatorConfig { spec: spec(), me: id(0) }, Some(&state)));
+    drop(Node::coordinator(CoordinatorConfig { spec: spec(), me: id(0), seals: Seals::Signed }, Some(&state)));
     let mut state = replicated().digest().0.to_vec();
     state.extend(bytes);
-    drop(Node::coordinator(CoordinatorConfig { spec: replicated(), me: id(0) }, Some(&state)));
+    drop(Node::coordinator(CoordinatorConfig { spec: replicated(), me: id(0), seals: Seals::Signed }, Some(&state)));
 }
 
 /// Cuts the bytes into frames (sender, receiver, length of the header, header) and lets two nodes hear them.
@@ -84,7 +85,7 @@ fn read(header: &[u8], payload: usize) -> Option<Message> {
 }
 
 fn coordinator(spec: RunSpec) -> Node {
-    Node::coordinator(CoordinatorConfig { spec, me: id(0) }, None).expect("no state to refuse")
+    Node::coordinator(CoordinatorConfig { spec, me: id(0), seals: Seals::Signed }, None).expect("no state to refuse")
 }
 
 fn worker(spec: RunSpec, seed: u8) -> Node {
@@ -93,6 +94,7 @@ fn worker(spec: RunSpec, seed: u8) -> Node {
     Node::worker(WorkerConfig {
         spec,
         key: key(seed),
+        seals: Seals::Signed,
         coordinator: id(0),
         coordinator_address: Bytes::new(),
         coordinator_wait: Span(0),

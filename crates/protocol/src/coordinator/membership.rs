@@ -139,7 +139,7 @@ impl Coordinator {
     /// Looks who has fallen silent, and who was heard again.
     pub(super) fn watch(&mut self, now: Time, slept: Span, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
-        if slept >= SLEPT {
+        if has_slept(slept) {
             running.roster.slept(now);
         }
         let changes = running.roster.changes(now);
@@ -510,6 +510,11 @@ impl Running {
         let renewed = self.leases.held_out_again(now);
         renewed.into_iter().for_each(|renewed| self.tell(renewed, out));
     }
+}
+
+/// Returns whether a coordinator that was not called for so long was itself not there.
+pub(super) fn has_slept(slept: Span) -> bool {
+    slept >= SLEPT
 }
 
 /// Returns how long a newcomer to a stage may hold its place without getting ready.

@@ -4,6 +4,7 @@
 
 use crate::agenda::Agenda;
 use crate::ids::{Digest, PeerId};
+use crate::receipt::Seals;
 use crate::spec::RunSpec;
 use ed25519_dalek::SigningKey;
 
@@ -13,6 +14,8 @@ pub(crate) struct Identity {
     pub(crate) run: Digest,
     pub(crate) agenda: Agenda,
     pub(crate) key: SigningKey,
+    /// How receipts are sealed.
+    pub(crate) seals: Seals,
     pub(crate) me: PeerId,
     pub(crate) coordinator: PeerId,
 }

@@ -4,7 +4,7 @@
 //! Owns who may still answer, and the signing. Knows nothing of how an answer is used.
 
 use crate::ids::{PeerId, SeatId, StageId};
-use crate::receipt::{RECEIPT_MICROBATCHES_MAX, Receipt, Statement};
+use crate::receipt::{RECEIPT_MICROBATCHES_MAX, Receipt, Seals, Statement};
 use crate::work::Trained;
 use crate::worker::identity::Identity;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -57,7 +57,10 @@ impl Received {
             for work in work.chunks(RECEIPT_MICROBATCHES_MAX) {
                 let microbatches = work.to_vec();
                 let statement = Statement { run: who.run, stage, worker, seat, by: who.me, microbatches };
-                receipts.push(Receipt::sign(statement, &who.key));
+                receipts.push(match who.seals {
+                    Seals::Signed => Receipt::sign(statement, &who.key),
+                    Seals::Hashed => Receipt::hash(statement),
+                });
             }
         }
         receipts

@@ -11,7 +11,7 @@ use trestle_protocol::message::{Join, Message, Refusal, Start, Tensor, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::plan::{Member, Place, Plan};
 use trestle_protocol::port::{Action, Input, Output, Took};
-use trestle_protocol::receipt::Statement;
+use trestle_protocol::receipt::{Seals, Statement};
 use trestle_protocol::spec::sync::SyncSpec;
 use trestle_protocol::spec::{RunSpec, Schedule};
 use trestle_protocol::time::{Span, Time};
@@ -71,6 +71,7 @@ impl Desk {
         let node = Node::worker(WorkerConfig {
             spec,
             key: keys()[ME].clone(),
+            seals: Seals::Signed,
             coordinator: peer(0),
             coordinator_address: Bytes::new(),
             coordinator_wait: Span(0),

@@ -15,6 +15,7 @@ use trestle_protocol::event::{Event, Verdict};
 use trestle_protocol::ids::{Attempt, InnerStep};
 use trestle_protocol::message::{Message, Outcome, Removal};
 use trestle_protocol::node::Node;
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::spec::sync::{OuterRule, SyncSpec};
 use trestle_protocol::spec::{RunSpec, Schedule};
 use trestle_protocol::time::Span;
@@ -298,7 +299,7 @@ proptest! {
             state[at] ^= 1 << bit;
             state
         };
-        let config = CoordinatorConfig { spec: spec.clone(), me: peer(0) };
+        let config = CoordinatorConfig { spec: spec.clone(), me: peer(0), seals: Seals::Signed };
         match Node::coordinator(config, Some(&state)) {
             Err(StateError::Unreadable { bytes }) => prop_assert_eq!(bytes, state.len()),
             Err(_) => {}
@@ -308,7 +309,7 @@ proptest! {
 
     #[test]
     fn any_stored_bytes_are_read_or_refused(state in vec(any::<u8>(), 0..300)) {
-        let config = CoordinatorConfig { spec: spec(Schedule::Flush), me: peer(0) };
+        let config = CoordinatorConfig { spec: spec(Schedule::Flush), me: peer(0), seals: Seals::Signed };
         prop_assert!(Node::coordinator(config, Some(&state)).is_err());
     }
 }

@@ -12,7 +12,7 @@ use trestle_protocol::message::{Join, Message, Refusal, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::plan::{Place, Plan};
 use trestle_protocol::port::{Action, Input, StoreItem, StoredItem, Took};
-use trestle_protocol::receipt::{Receipt, Statement};
+use trestle_protocol::receipt::{Receipt, Seals, Statement};
 use trestle_protocol::spec::Schedule;
 use trestle_protocol::spec::sync::SyncSpec;
 use trestle_protocol::sync::arbiter::Committed;
@@ -38,7 +38,8 @@ impl Office {
     /// Opens with all members ready, and with nothing on the disk.
     fn open() -> Self {
         let spec = replicated(2, Schedule::Flush, SyncSpec::mean(2));
-        let node = Node::coordinator(CoordinatorConfig { spec, me: peer(0) }, None).expect("it is new");
+        let node = Node::coordinator(CoordinatorConfig { spec, me: peer(0), seals: Seals::Signed }, None)
+            .expect("it is new");
         let mut office = Self { node, now: Time(0), said: Vec::new(), storing: 0, state: Bytes::new() };
         MEMBERS.for_each(|member| office.join(member));
         for member in MEMBERS {

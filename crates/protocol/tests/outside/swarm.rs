@@ -10,6 +10,7 @@ use trestle_protocol::ids::{Digest, InnerStep, OuterStep, PeerId, StageId};
 use trestle_protocol::message::{Held, Join, Message, Outcome, Start, Text};
 use trestle_protocol::node::Node;
 use trestle_protocol::port::{Action, Input, Output, StoreItem, StoredItem, Took};
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::spec::sync::SyncSpec;
 use trestle_protocol::spec::{
     BoundaryForm, BoundarySpec, CheckpointSpec, DataSource, DataSpec, Decay, Dtype, EvaluationSpec,
@@ -182,7 +183,15 @@ impl Swarm {
         let (spec, key) = (self.spec.clone(), keys()[index].clone());
         let (coordinator, coordinator_address) = (peer(0), Bytes::new());
         let coordinator_wait = Span(0);
-        let config = WorkerConfig { spec, key, coordinator, coordinator_address, coordinator_wait, join };
+        let config = WorkerConfig {
+            spec,
+            key,
+            seals: Seals::Signed,
+            coordinator,
+            coordinator_address,
+            coordinator_wait,
+            join,
+        };
         self.begin(index, Node::worker(config));
         self.queue.push_back((index, Input::Connected { peer: peer(0) }));
         self.queue.push_back((0, Input::Connected { peer: peer(index) }));
@@ -451,7 +460,7 @@ impl Swarm {
 }
 
 fn coordinator(spec: &RunSpec, state: Option<&[u8]>) -> Node {
-    let config = CoordinatorConfig { spec: spec.clone(), me: peer(0) };
+    let config = CoordinatorConfig { spec: spec.clone(), me: peer(0), seals: Seals::Signed };
     Node::coordinator(config, state).expect("the state is one that a coordinator stored")
 }
 

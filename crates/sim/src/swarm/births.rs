@@ -99,7 +99,7 @@ impl Swarm<'_> {
 
     fn coordinator(&self) -> Result<Node, SwarmError> {
         let me = peer::id(&peer::key(self.config.seed, COORDINATOR));
-        let config = CoordinatorConfig { spec: self.config.spec.clone(), me };
+        let config = CoordinatorConfig { spec: self.config.spec.clone(), me, seals: self.config.seals };
         Ok(Node::coordinator(config, self.durable.as_deref())?)
     }
 
@@ -115,6 +115,7 @@ impl Swarm<'_> {
         let config = WorkerConfig {
             spec: spec.clone(),
             key,
+            seals: self.config.seals,
             coordinator,
             coordinator_address,
             coordinator_wait: COORDINATOR_WAIT,

@@ -6,6 +6,7 @@ use crate::ids::{ReplicaId, WeightVersion};
 use crate::pipeline::Task;
 use crate::plan::{Candidate, place};
 use crate::port::Action;
+use crate::receipt::Seals;
 use crate::spec::tests::spec;
 use ed25519_dalek::SigningKey;
 
@@ -25,7 +26,7 @@ fn middle() -> (Traffic, Identity) {
     let mut traffic = Traffic::new(plan.member(me).expect("it is a member").clone(), plan.clone());
     traffic.open(Pipeline::new(&spec, InnerStep(0), StageId(1), ReplicaId(0)));
     let (run, agenda) = (Digest([7; 32]), Agenda::new(&spec));
-    (traffic, Identity { spec, run, agenda, key, me, coordinator })
+    (traffic, Identity { spec, run, agenda, key, seals: Seals::Signed, me, coordinator })
 }
 
 fn tensor(who: &Identity, stage: u16, trained: Option<InnerStep>) -> Tensor {
