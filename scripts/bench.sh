@@ -137,7 +137,7 @@ forecast() {
   fi
   build -p trestle-cli
   say 'forecasts, and what they are of'
-  python3 scripts/forecast_bench.py "$target/release/trestle" runs/demo.toml --steps 100000 --set pipeline.microbatch_size=2 \
+  python3 scripts/forecast_bench.py "$target/release/trestle" runs/demo.toml --steps 100000 --calm 90 --set pipeline.microbatch_size=8 \
     --set evaluation.every=0 --set checkpoint.every=0 --set pipeline.microbatches_per_step=8 --set sync.inner_steps=2 \
     --set sync.delay=1 >"$work/forecast"
   python3 scripts/bench_rows.py forecast "$work/forecast"

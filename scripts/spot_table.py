@@ -1,6 +1,6 @@
 """What spot preemptions cost: a table of played runs, in Markdown, and a picture of the worst.
 
-usage: spot_table.py TRESTLE [--hours 3] [--seeds 3] [--picture FILE.svg]
+usage: spot_table.py TRESTLE [--hours 3] [--seeds 3] [--inner-steps 50] [--picture FILE.svg]
 
 Plays `runs/8b.toml` in 4 stages of 6 replicas on `fleets/spot.toml`, with the traces of 5, 10 and 25 % an hour, and on the same
 machines on demand, which nobody takes back; 1.25 dollars an hour there, 0.50 for a spot machine while it is there.
@@ -19,7 +19,6 @@ SET = {
     "pipeline.microbatches_per_step": "16",
     "pipeline.in_flight_max": "12",
     "optimizer.kind": "adamw",
-    "sync.inner_steps": "50",
     "sync.codec": "sparseloco",
 }
 
@@ -31,7 +30,8 @@ def mean(rows, field):
 def play(options, fleet, seeds, *more):
     words = [options.trestle, "simulate", str(ROOT / "runs/8b.toml"), "--fleet", str(fleet), "--for", f"{options.hours}h"]
     words += [*RUN, "--seeds", str(seeds), "--json", *more]
-    words += [word for field, value in SET.items() for word in ("--set", f"{field}={value}")]
+    changes = {**SET, "sync.inner_steps": str(options.inner_steps)}
+    words += [word for field, value in changes.items() for word in ("--set", f"{field}={value}")]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)}: {done.stderr}")
@@ -43,6 +43,7 @@ def main():
     parser.add_argument("trestle")
     parser.add_argument("--hours", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--inner-steps", type=int, default=50)
     parser.add_argument("--picture")
     options = parser.parse_args()
     spot = (ROOT / "fleets/spot.toml").read_text()

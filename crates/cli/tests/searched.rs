@@ -167,6 +167,41 @@ fn what_is_found_beats_every_shape_that_was_to_be_tried() {
     assert!(tried > 10, "{tried} shapes fit");
 }
 
+/// On the fleet of docs/plan.md, "Searching".
+#[test]
+fn a_shape_that_suits_unlike_peers_beats_an_equal_split() {
+    let root: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let of = |path: &str| root.join(path).to_str().expect("the path is UTF-8").to_owned();
+    let (run, fleet) = (of("runs/8b.toml"), of("fleets/mixed.toml"));
+    let words =
+        ["plan", &run, "--fleet", &fleet, "--set", "optimizer.kind=adamw", "--tokens", "10B", "--json"];
+    let found = json(&[&words[..], &["--search"]].concat());
+    let rows = found["search"]["found"].as_array().expect("a list");
+    let fastest = rows[0]["figures"]["seconds"].as_f64().expect("a number");
+    let equal = [
+        "pipeline.stage_layers=[4,4,4,4,4,4,4,4]",
+        "pipeline.replicas=2",
+        "sync.inner_steps=10",
+        "sync.codec=sparseloco",
+    ];
+    let equal = equal.iter().flat_map(|set| ["--set", set]).collect::<Vec<_>>();
+    let equal = json(&[&words[..], &equal].concat())["seconds"].as_f64().expect("a number");
+    assert!(equal > 1.5 * fastest, "{equal} s against {fastest} s");
+    let memory = |plan: &Value| {
+        let stages = plan["forecast"]["stages"].as_array().expect("a list").clone();
+        stages.iter().all(|stage| {
+            let needs = &stage["work"]["memory"];
+            let parts = needs.as_object().expect("parts").values();
+            parts.map(|part| part.as_f64().expect("bytes")).sum::<f64>()
+                <= stage["memory"].as_f64().expect("bytes")
+        })
+    };
+    for command in found["commands"].as_array().expect("a list") {
+        let said: Vec<&str> = command.as_str().expect("words").split(' ').skip(1).collect();
+        assert!(memory(&json(&[&said[..], &["--json"]].concat())), "{command} does not fit");
+    }
+}
+
 #[test]
 fn limits_are_kept_and_what_cannot_be_is_said() {
     let Files { run, fleet, _folder } = &files();

@@ -232,6 +232,8 @@ pub struct Swarm<'a> {
     noise: Draws,
     churn: Draws,
     progress_at: Time,
+    /// How far work was done again since a peer was removed last.
+    redone_to: u64,
     /// Since when the coordinator is done.
     over_since: Option<Time>,
     crashed: bool,
@@ -277,6 +279,7 @@ impl<'a> Swarm<'a> {
             noise,
             churn,
             progress_at: Time(0),
+            redone_to: 0,
             over_since: None,
             crashed: false,
             messages: 0,

@@ -197,8 +197,14 @@ impl Swarm<'_> {
                 let seated = |(peer, place): &(_, Place)| Some((*place, *self.by_id.get(peer)?));
                 self.holders = members.iter().filter_map(seated).collect();
             }
+            // A stage's only replica may do very much again before the next step is complete.
+            Event::Redo { first, .. } if first.index >= self.redone_to => {
+                self.redone_to = first.index + 1;
+                self.progress_at = self.now;
+            }
             Event::Seated { peer, .. } => self.entered.extend(self.by_id.get(peer)),
             Event::Removed { peer, place, .. } => {
+                self.redone_to = 0;
                 self.holders.remove(place);
                 if let Some(index) = self.by_id.get(peer) {
                     self.entered.remove(index);
