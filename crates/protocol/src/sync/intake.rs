@@ -20,6 +20,10 @@ use alloc::vec::Vec;
 /// How long to wait for an answer before any was measured: a donor may be in the middle of a long backward.
 const ANSWER_WAIT_FIRST: Span = Span::seconds(5);
 
+/// Requests, ever more rarely, after which a donor that says nothing is not waited for while others say that they cannot lead on: half a
+/// minute.
+const ASKS_MAX: u32 = 6;
+
 /// How large what is taken may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -64,6 +68,8 @@ pub struct Intake {
     shunned: BTreeSet<PeerId>,
     /// What came was handed on, and the driver does not hold it yet.
     handed: bool,
+    /// How often what was agreed on since was asked for in vain.
+    asks: u32,
     bounds: Bounds,
     /// After which outer step what is fetched is, with its digest and, for one that has passed, its cut.
     wanted: Option<(OuterStep, Digest, Vec<u32>)>,
@@ -87,6 +93,7 @@ impl Intake {
             led_by: BTreeSet::new(),
             shunned: BTreeSet::new(),
             handed: false,
+            asks: 0,
             bounds,
             wanted: None,
             chosen: BTreeMap::new(),
@@ -136,16 +143,19 @@ impl Intake {
         same_step && !self.has_arrived()
     }
 
-    /// Returns whether nobody is left who could lead on from what is held.
+    /// Returns whether nobody is left who could lead on from what is held: all say so, or some do and the others say nothing for long.
     pub fn is_left_behind(&self) -> bool {
+        let leads = |donor: &PeerId| !self.behind.contains(donor);
+        let in_vain = self.asks >= ASKS_MAX && self.wanted.is_none() && !self.behind.is_empty();
         self.held.is_some()
-            && !self.has_arrived()
-            && self.donors.iter().all(|donor| self.behind.contains(donor))
+            && self.is_open()
+            && !self.donors.is_empty()
+            && (in_vain || !self.donors.iter().any(leads))
     }
 
     /// Hears that the driver holds what came, and asks for what passed since.
     pub fn holds(&mut self, now: Time, held: (OuterStep, Digest), out: &mut Outbox) {
-        (self.held, self.handed) = (Some(held), false);
+        (self.held, self.handed, self.asks) = (Some(held), false, 0);
         self.behind.clear();
         self.forget();
         (self.again_at, self.again_in) = (now, Span::seconds(1));
@@ -177,6 +187,7 @@ impl Intake {
         self.again_at = now + self.again_in;
         self.again_in = Span((self.again_in.0 * 2).min(Span::seconds(30).0));
         let outer = self.target.0;
+        self.asks = if self.held.is_some() && self.wanted.is_none() { self.asks + 1 } else { 0 };
         for donor in &self.donors {
             let say = match self.held {
                 None => StateSay::Ask { outer },

@@ -5,8 +5,7 @@
 use crate::event::Event;
 use crate::ids::{Digest, OuterStep, PeerId};
 use crate::message::Refusal;
-use crate::plan::Place;
-use crate::plan::Plan;
+use crate::plan::{Place, Plan};
 use crate::port::{Action, Outbox};
 use crate::roster::has_entered;
 use crate::spec::RunSpec;
@@ -257,9 +256,10 @@ impl Handover {
         self.intake.as_ref().and_then(Intake::deadline)
     }
 
-    pub(crate) fn woke(&mut self, now: Time, out: &mut Outbox) {
+    pub(crate) fn woke(&mut self, now: Time, plan: &Plan, out: &mut Outbox) {
         if let Some(intake) = &mut self.intake {
             intake.woke(now, out);
         }
+        self.mend(now, plan, out);
     }
 }

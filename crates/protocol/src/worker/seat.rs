@@ -518,7 +518,8 @@ impl Seat {
         if let Some(member) = &mut self.member {
             member.woke(now, out);
         }
-        self.handover.woke(now, out);
+        self.handover.woke(now, self.traffic.plan(), out);
+        self.stand();
         self.traffic.unusable(links.unusable(now));
         self.traffic.dispatch(now, who, out);
     }

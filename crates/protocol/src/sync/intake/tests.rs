@@ -179,6 +179,14 @@ fn what_leads_elsewhere_or_nowhere_is_noticed_and_its_donor_shunned() {
     assert!(!stage.intake.is_left_behind(), "the other may have it");
     stage.intake.refused(B, &Refusal::NoState { outer: OUTER });
     assert!(stage.intake.is_left_behind());
+    stage.intake.holds(stage.now, (outer, digest), &mut out);
+    stage.intake.refused(A, &Refusal::NoState { outer: OUTER });
+    for _ in 0..40 {
+        stage.now = stage.now + Span::seconds(1);
+        assert_eq!(stage.intake.is_left_behind(), stage.intake.asks >= ASKS_MAX);
+        stage.intake.woke(stage.now, &mut out);
+    }
+    assert!(stage.intake.is_left_behind(), "the other says nothing");
     sent(&mut out);
     let led_by = stage.intake.led_by.clone();
     let mut anew = stage.intake.anew(stage.now);
