@@ -86,3 +86,55 @@ impl TakeOver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::shares::WHOLE;
+    use crate::time::Span;
+    use alloc::vec;
+
+    const OUTER: OuterStep = OuterStep(4);
+    const DIGEST: Digest = Digest([4; 32]);
+    const TOOK: Span = Span(7);
+
+    fn begun() -> TakeOver {
+        let results = vec![Blob::new(vec![1, 2, 3].into())];
+        let passed = Passed { outer: OUTER, digest: DIGEST, shares: vec![WHOLE], results };
+        assert_eq!(passed.bytes(), 3);
+        let (over, first) = TakeOver::begin(passed);
+        assert_eq!(first, SyncTask::Snapshot { outer: OUTER, microbatches: 0 });
+        over
+    }
+
+    fn staged(result: Result<Digest, (u16, String)>) -> SyncDone {
+        SyncDone::Staged { round: Round { outer: OUTER, attempt: Attempt(0) }, result, took: TOOK }
+    }
+
+    #[test]
+    fn an_outer_step_is_taken_over_as_by_one_that_contributes_nothing() {
+        let over = begun();
+        let Next::Ask(SyncTask::Stage { shares, results, counted, .. }) =
+            over.done(SyncDone::Snapshotted { outer: OUTER, took: TOOK })
+        else {
+            panic!("it is staged")
+        };
+        assert_eq!((shares, results.len(), counted), (vec![WHOLE], 1, Counted::Out));
+        assert_eq!(over.done(staged(Ok(DIGEST))), Next::Ask(SyncTask::Commit { outer: OUTER }));
+        let committed = SyncDone::Committed { outer: OUTER, took: TOOK };
+        assert_eq!(over.done(committed), Next::Ask(SyncTask::Adopt { outer: OUTER }));
+        assert_eq!(over.done(SyncDone::Adopted { outer: OUTER, took: TOOK }), Next::Done);
+        assert_eq!(over.leads_to(), (OUTER, DIGEST));
+    }
+
+    #[test]
+    fn an_outer_step_that_leads_elsewhere_is_not_taken_over() {
+        let over = begun();
+        over.done(SyncDone::Snapshotted { outer: OUTER, took: TOOK });
+        assert!(matches!(over.done(staged(Ok(Digest([5; 32])))), Next::Flawed(_)));
+        let Next::Flawed(words) = over.done(staged(Err((3, "no bytes".into())))) else {
+            panic!("it is flawed")
+        };
+        assert!(words.contains("shard 3") && words.contains("no bytes"), "{words}");
+    }
+}

@@ -163,6 +163,21 @@ fn what_was_committed_meanwhile_is_caught_up_with_in_order() {
 }
 
 #[test]
+fn a_donor_that_names_other_weights_than_the_coordinator_is_not_believed() {
+    let mut stage = Stage::new();
+    stage.intake = Intake::new((OUTER, Digest([66; 32])), vec![A, B], BOUNDS, Time(0));
+    let Some(Came::State { digest, .. }) = stage.carry() else { panic!("nothing came") };
+    assert_eq!(digest, Digest([66; 32]), "what the driver is to find");
+    let (mut out, said) = (Outbox::default(), Digest([77; 32]));
+    stage.intake.holds(stage.now, target(OUTER.0), &mut out);
+    stage.intake.aim(stage.now, (OuterStep(4), said), &mut out);
+    sent(&mut out);
+    stage.commit(4, &mut out);
+    let Some(Came::Passed(came)) = stage.carry() else { panic!("nothing came") };
+    assert_eq!((came.outer, came.digest), (OuterStep(4), said));
+}
+
+#[test]
 fn what_leads_elsewhere_or_nowhere_is_noticed_and_its_donor_shunned() {
     let mut stage = Stage::new();
     let mut out = Outbox::default();
