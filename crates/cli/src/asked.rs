@@ -8,6 +8,7 @@ use trestle_fleet::file::Fleet;
 use trestle_protocol::ids::Digest;
 use trestle_protocol::spec::RunSpec;
 
+use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::run_file::RunFile;
 use crate::run_file::source::Override;
@@ -38,7 +39,12 @@ pub(crate) fn assignment(option: &str, text: &str) -> Result<Change, Failure> {
     Ok((field.trim().into(), value.trim().into()))
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    /// Takes it from the words of `plan`.
+    pub(crate) fn of(args: &'a PlanArgs) -> Self {
+        Self { run_file: &args.run_file, fleet: &args.fleet, set: &args.set, replicas: args.replicas }
+    }
+
     /// Reads run and fleet, with further changes.
     ///
     /// # Errors

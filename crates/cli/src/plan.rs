@@ -20,7 +20,7 @@ use crate::output::{Format, print};
 use crate::picture;
 use crate::plan::sweep::{Figures, ROWS_MAX, Row, Sweep};
 use crate::plan::words::words;
-use crate::units::{bytes, count, percent};
+use crate::units::{bytes, count, percent, span};
 
 /// What is printed.
 #[derive(Debug, Serialize)]
@@ -50,7 +50,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     if args.sweep.is_empty() {
         let report = Report::of(args, &[])?;
         if let Some(file) = &args.picture {
-            let (spec, fleet) = asked(args).read(&[])?;
+            let (spec, fleet) = Asked::of(args).read(&[])?;
             let timeline = Forecast::timeline(&spec, &fleet).map_err(Failure::failed)?;
             picture::draw(file, &drawn::panels(&report.forecast, &timeline))?;
         }
@@ -59,13 +59,9 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     print(&sweep(args)?, format)
 }
 
-fn asked(args: &PlanArgs) -> Asked<'_> {
-    Asked { run_file: &args.run_file, fleet: &args.fleet, set: &args.set, replicas: args.replicas }
-}
-
 impl Report {
     fn of(args: &PlanArgs, changes: &[Change]) -> Result<Self, Failure> {
-        let (spec, fleet) = asked(args).read(changes)?;
+        let (spec, fleet) = Asked::of(args).read(changes)?;
         let forecast = Forecast::of(&spec, &fleet).map_err(|error| {
             let other = better_layers(&spec, &fleet, None).map(|(layers, _)| layers);
             unplaceable(&error, &args.fleet.display().to_string(), &spec.name, other)
@@ -114,7 +110,7 @@ fn sweep(args: &PlanArgs) -> Result<Sweep, Failure> {
     let mut rows = Vec::new();
     for values in combinations {
         let changes: Vec<Change> = fields.iter().cloned().zip(values.iter().cloned()).collect();
-        let (spec, fleet) = asked(args).read(&changes)?;
+        let (spec, fleet) = Asked::of(args).read(&changes)?;
         let outcome =
             Forecast::of(&spec, &fleet).map_err(|error| error.to_string()).map(|forecast| Figures {
                 tokens_per_second: forecast.pace.tokens_per_second,
@@ -161,10 +157,10 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "inner step   {} with everyone there, {} with failures",
-            time(pace.step),
-            time(pace.step / pace.kept)
+            span(pace.step),
+            span(pace.step / pace.kept)
         )?;
-        writeln!(f, "outer step   stands still for {}", time(pace.stall))?;
+        writeln!(f, "outer step   stands still for {}", span(pace.stall))?;
         writeln!(
             f,
             "price        ${price_per_hour:.2} an hour, ${:.2} a billion tokens",
@@ -175,7 +171,7 @@ impl fmt::Display for Report {
             f,
             "whole run    {} tokens in {}, ${dollars:.2}",
             count(self.tokens as u64),
-            time(self.seconds)
+            span(self.seconds)
         )?;
         write!(f, "placement    {} of what no placement exceeds", percent(rate / bound))?;
         match self.forecast.placed_gain {
@@ -221,7 +217,7 @@ impl Report {
                 bytes(needs),
                 percent(needs as f64 / stage.memory),
                 percent(stage.busy),
-                time(stage.exchange),
+                span(stage.exchange),
                 holders.join(", ")
             )?;
         }
@@ -232,14 +228,4 @@ impl Report {
 fn faster(pace: &Pace, other: &Pace) -> String {
     let gain = other.tokens_per_second / pace.tokens_per_second - 1.0;
     format!("{:<14} {:+.1} %", count(other.tokens_per_second.round() as u64), gain * 100.0)
-}
-
-/// Writes a length of time with a unit that fits it.
-pub(crate) fn time(seconds: f64) -> String {
-    const UNITS: [(f64, &str); 4] = [(86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s")];
-    let unit = UNITS.into_iter().find(|(size, _)| seconds >= 2.0 * size);
-    unit.map_or_else(
-        || format!("{:.0} ms", seconds * 1e3),
-        |(size, unit)| format!("{:.1} {unit}", seconds / size),
-    )
 }

@@ -48,6 +48,16 @@ pub(crate) fn percent(ratio: f64) -> String {
     format!("{:.1} %", ratio * 100.0)
 }
 
+/// Writes a length of time with a unit that fits it.
+pub(crate) fn span(seconds: f64) -> String {
+    const UNITS: [(f64, &str); 4] = [(86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s")];
+    let unit = UNITS.into_iter().find(|(size, _)| seconds >= 2.0 * size);
+    unit.map_or_else(
+        || format!("{:.0} ms", seconds * 1e3),
+        |(size, unit)| format!("{:.1} {unit}", seconds / size),
+    )
+}
+
 /// Reads a length of time: `500ms`, `30s`, `2min`.
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

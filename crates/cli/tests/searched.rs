@@ -94,6 +94,24 @@ fn fineness(codec: &str) -> f64 {
     if codec == "bf16" { 1.0 } else { 0.0 }
 }
 
+/// Reads the figures of a row; the command beside it makes the same of its shape.
+fn figures(row: &Value, command: &str) -> Figures {
+    let number = |field: &str| row["figures"][field].as_f64().expect(field);
+    let sync = &row["shape"]["sync"];
+    let (often, fine) = match sync.as_array() {
+        Some(sync) => {
+            (1.0 / sync[0].as_f64().expect("a number"), fineness(sync[1].as_str().expect("a word")))
+        }
+        None => (f64::INFINITY, 2.0),
+    };
+    // The command that is shown makes the same of it.
+    let said: Vec<&str> = command.split(' ').skip(1).collect();
+    let planned = json(&[&said[..], &["--tokens", "1B", "--json"]].concat());
+    let seconds = planned["seconds"].as_f64().expect("a number");
+    assert!((seconds / number("seconds") - 1.0).abs() < 1e-9, "{command}: {seconds} s");
+    [number("seconds"), number("dollars"), often, fine]
+}
+
 #[test]
 fn what_is_found_beats_every_shape_that_was_to_be_tried() {
     let Files { run, fleet, _folder } = &files();
@@ -103,20 +121,7 @@ fn what_is_found_beats_every_shape_that_was_to_be_tried() {
     let commands = found["commands"].as_array().expect("a list");
     let mut all: Vec<Figures> = Vec::new();
     for (row, command) in rows.iter().zip(commands) {
-        let number = |field: &str| row["figures"][field].as_f64().expect(field);
-        let sync = &row["shape"]["sync"];
-        let (often, fine) = match sync.as_array() {
-            Some(sync) => {
-                (1.0 / sync[0].as_f64().expect("a number"), fineness(sync[1].as_str().expect("a word")))
-            }
-            None => (f64::INFINITY, 2.0),
-        };
-        all.push([number("seconds"), number("dollars"), often, fine]);
-        // The command that is shown makes the same of it.
-        let said: Vec<&str> = command.as_str().expect("words").split(' ').skip(1).collect();
-        let planned = json(&[&said[..], &["--tokens", "1B", "--json"]].concat());
-        let seconds = planned["seconds"].as_f64().expect("a number");
-        assert!((seconds / number("seconds") - 1.0).abs() < 1e-9, "{command}: {seconds} s");
+        all.push(figures(row, command.as_str().expect("words")));
     }
     for (at, one) in all.iter().enumerate() {
         let beaten = all.iter().enumerate().find(|(other, figures)| *other != at && no_worse(figures, one));

@@ -178,7 +178,7 @@ impl Coordinator {
     fn only_beats(&mut self, now: Time, slept: Span, from: PeerId, out: &mut Outbox) -> bool {
         let Phase::Running(running) = &mut self.phase else { return false };
         let calm = running.plan.place_of(from).is_some() && running.roster.is_complete();
-        if !calm || membership::has_slept(slept) || self.wakes.is_some_and(|at| at <= now) {
+        if !calm || roster::has_slept(slept) || self.wakes.is_some_and(|at| at <= now) {
             return false;
         }
         running.roster.heard(now, from);

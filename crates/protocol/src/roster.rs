@@ -19,6 +19,10 @@ const CANDIDATES_MAX: usize = 256;
 /// A coordinator that starts again waits so long for its members to find it, beyond what it waits for any word.
 const REVIVAL_GRACE: Span = Span::seconds(20);
 
+/// A coordinator that was not called for so long was itself stopped or starved: members say something twice a second. Their
+/// silence is then its own.
+const SLEPT: Span = Span::seconds(3);
+
 /// When nobody at all was heard for so long, it is this peer that hears nothing: members say something twice a second.
 const DEAF: Span = Span::seconds(3);
 
@@ -347,6 +351,11 @@ pub(crate) fn shard(checkpoint: Option<&Checkpoint>, stage: StageId, held: &[Hel
         held.iter().any(|held| held.place == *place && held.step == checkpoint.step && held.digest == *digest)
     });
     found.map(|(of, digest)| Start::Checkpoint { step: checkpoint.step, digest, of })
+}
+
+/// Returns whether a coordinator that was not called for so long was itself not there.
+pub(crate) fn has_slept(slept: Span) -> bool {
+    slept >= SLEPT
 }
 
 /// Returns whether a member takes part already.

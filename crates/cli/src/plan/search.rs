@@ -11,10 +11,9 @@ use trestle_protocol::spec::RunSpec;
 use trestle_protocol::spec::sync::SyncSpec;
 
 use crate::args::PlanArgs;
-use crate::asked::{Change, assignment};
+use crate::asked::{Asked, Change, assignment};
 use crate::failure::Failure;
-use crate::plan::{asked, time};
-use crate::units::{count, percent};
+use crate::units::{count, percent, span};
 
 /// Rows of the table at most; JSON has them all.
 const ROWS_MAX: usize = 24;
@@ -46,7 +45,7 @@ pub(crate) struct Report {
 /// # Errors
 /// Files or values that are refused, or a fleet that can hold no shape of the run.
 pub(crate) fn report(args: &PlanArgs) -> Result<Report, Failure> {
-    let (spec, fleet) = asked(args).read(&[])?;
+    let (spec, fleet) = Asked::of(args).read(&[])?;
     let mut space = Space::of(&spec);
     let mut outer = OuterSteps { inner_steps: None, codecs: None };
     for text in &args.sweep {
@@ -72,8 +71,8 @@ pub(crate) fn report(args: &PlanArgs) -> Result<Report, Failure> {
         let error = format!(
             "no shape trains {} tokens {limits}: the fastest takes {} for ${dollars:.2}, the cheapest {} for ${:.2}",
             count(tokens as u64),
-            time(seconds),
-            time(cheapest.figures.seconds),
+            span(seconds),
+            span(cheapest.figures.seconds),
             cheapest.figures.dollars
         );
         return Err(
@@ -121,7 +120,7 @@ impl OuterSteps {
                 ("sync.inner_steps".into(), steps.to_string()),
                 ("sync.codec".into(), (*codec).into()),
             ];
-            match asked(args).read(&changes) {
+            match Asked::of(args).read(&changes) {
                 Ok((spec, _)) => syncs.push(spec.sync),
                 Err(failure) if asked_for => return Err(failure),
                 Err(_) => {}
@@ -185,7 +184,7 @@ fn small(values: Vec<u64>) -> Vec<u32> {
 
 fn limits(budget: Option<f64>, deadline: Option<f64>) -> String {
     let budget = budget.map(|dollars| format!("for at most ${dollars:.2}"));
-    let deadline = deadline.map(|seconds| format!("within {}", time(seconds)));
+    let deadline = deadline.map(|seconds| format!("within {}", span(seconds)));
     budget.into_iter().chain(deadline).collect::<Vec<_>>().join(" ")
 }
 
@@ -284,7 +283,7 @@ fn row(f: &mut fmt::Formatter<'_>, Found { shape, figures }: &Found, on_the_fron
     writeln!(
         f,
         "{:<8}  {:<10}  {:<10}  {:<10}  {shaped:<17}  {:<9}  {:<10}  {width:<8}  {inner_steps:<3}  {codec:<10}  {}{}",
-        time(figures.seconds),
+        span(figures.seconds),
         format!("{:.2}", figures.dollars),
         count(figures.pace.tokens_per_second.round() as u64),
         percent(figures.pace.product()),

@@ -19,9 +19,9 @@ use crate::asked::Asked;
 use crate::failure::Failure;
 use crate::output::{Format, print};
 use crate::picture;
-use crate::plan::{time, unplaceable};
+use crate::plan::unplaceable;
 use crate::simulate::events;
-use crate::units::{count, percent};
+use crate::units::{count, percent, span};
 
 /// What came of one seed.
 #[derive(Clone, Debug, Serialize)]
@@ -186,7 +186,7 @@ impl fmt::Display for Report {
 impl Report {
     fn one(&self, f: &mut fmt::Formatter<'_>, one: &Played) -> fmt::Result {
         let Played { tokens_per_second: speed, .. } = *one;
-        writeln!(f, "ended        {}, after {} of virtual time", one.ended, time(one.virtual_seconds))?;
+        writeln!(f, "ended        {}, after {} of virtual time", one.ended, span(one.virtual_seconds))?;
         writeln!(
             f,
             "speed        {} tokens/s; the forecast is {}, {:.2} of it",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use trestle_protocol::receipt::Seals;
 use trestle_protocol::spec::RunSpec;
 use trestle_protocol::time::Span;
 use trestle_sim::compute::{Compute, Rate, Spans};
@@ -58,6 +59,7 @@ fn processes_and_simulator_agree(options: &[&str]) {
         spans: vec![spans; usize::from(spec.stages())],
         own_spans: BTreeMap::new(),
         weights: Weights::default(),
+        seals: Seals::Signed,
         spec,
     };
     let mut sink = std::io::sink();

@@ -20,10 +20,6 @@ use crate::time::{Span, Time};
 use alloc::format;
 use alloc::vec::Vec;
 
-/// A coordinator that was not called for so long was itself stopped or starved: members say something twice a second. Their
-/// silence is then its own.
-const SLEPT: Span = Span::seconds(3);
-
 /// How long a newcomer may take at least until it is ready: a device compiles its kernels.
 const READY_WAIT: Span = Span::seconds(600);
 
@@ -139,7 +135,7 @@ impl Coordinator {
     /// Looks who has fallen silent, and who was heard again.
     pub(super) fn watch(&mut self, now: Time, slept: Span, out: &mut Outbox) {
         let Phase::Running(running) = &mut self.phase else { return };
-        if has_slept(slept) {
+        if roster::has_slept(slept) {
             running.roster.slept(now);
         }
         let changes = running.roster.changes(now);
@@ -510,11 +506,6 @@ impl Running {
         let renewed = self.leases.held_out_again(now);
         renewed.into_iter().for_each(|renewed| self.tell(renewed, out));
     }
-}
-
-/// Returns whether a coordinator that was not called for so long was itself not there.
-pub(super) fn has_slept(slept: Span) -> bool {
-    slept >= SLEPT
 }
 
 /// Returns how long a newcomer to a stage may hold its place without getting ready.

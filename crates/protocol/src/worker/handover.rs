@@ -7,7 +7,7 @@ use crate::ids::{Digest, OuterStep, PeerId};
 use crate::message::Refusal;
 use crate::plan::{Place, Plan};
 use crate::port::{Action, Outbox};
-use crate::roster::has_entered;
+use crate::route::NEVER;
 use crate::spec::RunSpec;
 use crate::sync::blob::Blob;
 use crate::sync::donor::Donor;
@@ -102,12 +102,12 @@ impl Handover {
 
     fn donors(&self, plan: &Plan) -> Vec<PeerId> {
         let others = plan.replicas(self.place.stage).filter(|member| member.peer != self.me);
-        others.filter(|member| has_entered(member)).map(|member| member.peer).collect()
+        others.filter(|member| member.enters < NEVER).map(|member| member.peer).collect()
     }
 
     fn newcomers(&self, plan: &Plan) -> impl Iterator<Item = PeerId> {
         let others = plan.replicas(self.place.stage).filter(|member| member.peer != self.me);
-        others.filter(|member| !has_entered(member)).map(|member| member.peer)
+        others.filter(|member| member.enters >= NEVER).map(|member| member.peer)
     }
 
     /// Returns how far it is; `None` where nothing is taken from others.

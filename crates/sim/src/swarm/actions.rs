@@ -175,17 +175,7 @@ impl Swarm<'_> {
             return Ok(());
         }
         match event {
-            Event::Step(summary) => {
-                self.progress_at = self.now;
-                // A coordinator that starts again may tell of a step a second time.
-                let steps = summary.step.0 + 1;
-                if steps > self.steps_struck {
-                    self.steps_struck = steps;
-                    for fault in self.faults.at_steps(steps) {
-                        self.queue.push(self.now, Happening::Struck(fault));
-                    }
-                }
-            }
+            Event::Step(summary) => self.stepped(summary.step.0 + 1),
             Event::Started { .. } => {
                 self.progress_at = self.now;
                 // All of its plan take part; who was still on the way when a coordinator died is removed next.
@@ -238,6 +228,18 @@ impl Swarm<'_> {
             | Event::Finished { .. } => {}
         }
         Ok(())
+    }
+
+    /// Lets happen what is planned for when so many steps are complete.
+    fn stepped(&mut self, steps: u64) {
+        self.progress_at = self.now;
+        // A coordinator that starts again may tell of a step a second time.
+        if steps > self.steps_struck {
+            self.steps_struck = steps;
+            for fault in self.faults.at_steps(steps) {
+                self.queue.push(self.now, Happening::Struck(fault));
+            }
+        }
     }
 
     /// Notes what a member holds that ends well, or has written what it ends with.
