@@ -24,6 +24,9 @@ const ANSWER_WAIT_FIRST: Span = Span::seconds(5);
 /// minute.
 const ASKS_MAX: u32 = 6;
 
+/// Requests after which nothing has come of what was begun, and it is begun anew with others: three minutes without a chunk.
+const IN_VAIN_MAX: u32 = 10;
+
 /// How large what is taken may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -68,7 +71,7 @@ pub struct Intake {
     shunned: BTreeSet<PeerId>,
     /// What came was handed on, and the driver does not hold it yet.
     handed: bool,
-    /// How often what was agreed on since was asked for in vain.
+    /// How often was asked since anything came.
     asks: u32,
     bounds: Bounds,
     /// After which outer step what is fetched is, with its digest and, for one that has passed, its cut.
@@ -143,10 +146,14 @@ impl Intake {
         same_step && !self.has_arrived()
     }
 
-    /// Returns whether nobody is left who could lead on from what is held: all say so, or some do and the others say nothing for long.
+    /// Returns whether what was begun leads nowhere: nobody is left who could lead on from what is held (all say so, or some do and the
+    /// others say nothing for long), or nothing comes of what was chosen.
     pub fn is_left_behind(&self) -> bool {
         let leads = |donor: &PeerId| !self.behind.contains(donor);
         let in_vain = self.asks >= ASKS_MAX && self.wanted.is_none() && !self.behind.is_empty();
+        if self.asks >= IN_VAIN_MAX && self.wanted.is_some() && self.donors.len() > 1 {
+            return self.is_open();
+        }
         self.held.is_some()
             && self.is_open()
             && !self.donors.is_empty()
@@ -187,7 +194,7 @@ impl Intake {
         self.again_at = now + self.again_in;
         self.again_in = Span((self.again_in.0 * 2).min(Span::seconds(30).0));
         let outer = self.target.0;
-        self.asks = if self.held.is_some() && self.wanted.is_none() { self.asks + 1 } else { 0 };
+        self.asks += 1;
         for donor in &self.donors {
             let say = match self.held {
                 None => StateSay::Ask { outer },
@@ -282,6 +289,7 @@ impl Intake {
                         self.chunks.learn(waited);
                         self.again_at = now + self.chunks.wait();
                         self.again_in = Span::seconds(1);
+                        self.asks = 0;
                     }
                     Taken::False => {
                         self.leave_fetch(blob, from);

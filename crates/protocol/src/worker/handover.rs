@@ -200,12 +200,7 @@ impl Handover {
                 out,
             );
         } else if intake.is_left_behind() {
-            self.start_over(
-                now,
-                "nobody has what was agreed on since the state that was sent".into(),
-                plan,
-                out,
-            );
+            self.start_over(now, "what was begun to be fetched leads nowhere".into(), plan, out);
         }
     }
 

@@ -216,6 +216,31 @@ fn what_leads_elsewhere_or_nowhere_is_noticed_and_its_donor_shunned() {
 }
 
 #[test]
+fn a_donor_of_whose_offer_nothing_comes_is_not_waited_for_forever() {
+    let mut stage = Stage::new();
+    let mut out = Outbox::default();
+    let offer = |part, blob: &Blob| {
+        let manifest = blob.manifest().clone();
+        StateSay::Offer { outer: OUTER, part, digest: digest(3), manifest }
+    };
+    stage.intake.received(Time(0), A, offer(StatePart::Agreed, &blob(77, 2)), &mut out).unwrap();
+    sent(&mut out);
+    let mut seconds = 0;
+    while !stage.intake.is_left_behind() {
+        seconds += 1;
+        stage.now = stage.now + Span::seconds(1);
+        stage.intake.woke(stage.now, &mut out);
+        assert!(seconds < 600, "it is waited for");
+    }
+    assert!(seconds > 120, "a slow link is none: {seconds} s");
+    sent(&mut out);
+    stage.intake = stage.intake.anew(stage.now);
+    stage.deaf = Some(A);
+    let Some(Came::State { agreed, .. }) = stage.carry() else { panic!("nothing came") };
+    assert_eq!(agreed, blob(1, 20), "of the other");
+}
+
+#[test]
 fn absurd_offers_and_false_chunks_are_refused() {
     let bounds = Bounds { bytes: 1 << 20, shards: 1 };
     let mut intake = Intake::new(target(OUTER.0), vec![A], bounds, Time(0));
