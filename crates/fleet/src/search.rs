@@ -36,7 +36,7 @@ const GROUPS_MAX: usize = 4;
 pub struct Space {
     /// Pipeline stages.
     pub stages: Vec<usize>,
-    /// Replicas of each stage; without any, [`COUNTS`] and as many as there are peers for.
+    /// Replicas of each stage; without any, the usual numbers, and as many as there are peers for.
     pub replicas: Vec<usize>,
     /// Samples of a microbatch.
     pub microbatch_sizes: Vec<u32>,
