@@ -53,6 +53,7 @@ scenarios! {
     churn_one_slot
     churn_partition
     churn_real
+    churn_redo_alone
     churn_reorder
     churn_scripted
     churn_slow

@@ -121,11 +121,6 @@ impl Intake {
         self.held
     }
 
-    /// Returns where the stage is.
-    pub fn target(&self) -> (OuterStep, Digest) {
-        self.target
-    }
-
     /// Hears that the stage has gone on.
     pub fn aim(&mut self, now: Time, target: (OuterStep, Digest), out: &mut Outbox) {
         self.target = target;
